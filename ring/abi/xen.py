@@ -6,7 +6,6 @@ from miniguest.ring.abi.layout import S8, U8, U32, U64, Layout
 HEADER: Final = "xen/xen.h"
 
 XEN_LEGACY_MAX_VCPUS: Final = 32        # vCPUs that have their vcpu_info in the shared page
-NR_EVENT_CHANNELS: Final = 4096
 NR_VIRQS: Final = 24
 
 DOMID_FIRST_RESERVED: Final = 0x7FF0
