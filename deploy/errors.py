@@ -1,0 +1,36 @@
+"""What a user can get wrong, as one line each that says what, where and what to do.
+
+    MiniguestError
+    +-- UserError
+        +-- TopologyError    a topology file, or a file it names
+        +-- FirmwareError    no firmware, or a file that cannot be one
+        +-- ImageError       the README's GRUB image cannot be built here
+        +-- RuntimeDirError  nowhere to put the runtime directory, or it is in use
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+from miniguest.ring.errors import UserError
+
+
+class TopologyError(UserError):
+    """`file` (the topology, or the file an option named), the `key` in it (dotted; may be empty) and what is wrong."""
+
+    def __init__(self, file: Path | str, key: str, message: str) -> None:
+        super().__init__(": ".join(part for part in (str(file), key, message) if part))
+        self.file = file
+        self.key = key
+        self.message = message
+
+
+class FirmwareError(UserError):
+    """No firmware was found, or the file cannot be one."""
+
+
+class ImageError(UserError):
+    """The GRUB image cannot be built: a program is missing, or failed."""
+
+
+class RuntimeDirError(UserError):
+    """No place for the runtime directory, or the one asked for is in use."""

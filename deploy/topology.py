@@ -1,0 +1,167 @@
+"""Topology files: which guests, with which disks.
+
+    name = "first-light"
+    doorbell = "zmq"             # zmq | fifo: what rings for a process that sleeps
+    [[guest]]
+    name = "hvm0"
+    memory = 128                 # MiB
+    vcpus = 1
+    engine = "auto"              # auto | unicorn
+    firmware = "seabios"         # found where distributions put it, or a path
+    serial = "stdio"             # or "pty", or a file; lines of several guests on stdio begin with the guest's name
+    boot = "c"                   # the first hard disk
+    disk = [{ image = "grub.img", vdev = "hda", access = "rw", format = "raw" }]
+
+TOML; the words are xl.cfg's where it has them. Relative paths start at the topology file's directory.
+"""
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from miniguest.deploy import checks
+from miniguest.deploy.errors import TopologyError
+
+Access = Literal["rw", "ro"]
+Format = Literal["raw"]
+Engine = Literal["auto", "unicorn"]
+Boot = Literal["c"]
+Doorbell = Literal["zmq", "fifo"]
+_CHOICES = {"access": Access, "format": Format, "engine": Engine, "boot": Boot, "doorbell": Doorbell}
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One disk. `image` is a raw file or block device, absolute once loaded."""
+
+    image: Path
+    vdev: str
+    access: Access = "rw"
+    format: Format = "raw"
+
+
+class Guest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One HVM guest. `memory` in MiB; `firmware` and a `serial` that is a file are absolute once loaded."""
+
+    name: str
+    memory: int = 128
+    vcpus: int = 1
+    engine: Engine = "auto"
+    firmware: str = "seabios"
+    serial: str = "stdio"
+    boot: Boot = "c"
+    disk: tuple[Disk, ...] = ()
+
+
+class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that one `miniguest run` starts. The name defaults to the file's."""
+
+    guest: tuple[Guest, ...]
+    name: str = ""
+    doorbell: Doorbell = "zmq"
+
+    @property
+    def memory(self) -> int:
+        """MiB of all guests together."""
+        return sum(guest.memory for guest in self.guest)
+
+
+def load(file: Path, disk: Path | None = None) -> Topology:
+    """Read and check a topology file; `disk` takes the place of the first guest's first disk.
+
+    Raises TopologyError for anything that could not be run.
+    """
+    topology = parse(file, _read(file))
+    if not topology.name:
+        topology = msgspec.structs.replace(topology, name=checks.as_name(file.stem))
+    if disk is not None:
+        topology = _with_disk(topology, disk)
+    return checks.check(topology, file)
+
+
+def of_disk(disk: Path, name: str = "") -> Topology:
+    """A topology of one default guest that boots the image `disk` from its first IDE disk.
+
+    Raises TopologyError.
+    """
+    guest = Guest(name="hvm0", disk=(Disk(image=disk, vdev="hda"),))
+    topology = Topology(name=name or checks.as_name(disk.stem), guest=(guest,))
+    return checks.check(_with_disk(topology, disk), disk)
+
+
+def parse(file: Path, text: str) -> Topology:
+    """TOML to a Topology whose keys and types are right; the values are not looked at. `file` is for the messages."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message, where = _toml_error(str(error), text)
+        raise TopologyError(file, where, f"not TOML: {message}") from None
+    try:
+        return msgspec.convert(tables, Topology, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise TopologyError(file, *_explain(str(error))) from None
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise TopologyError(file, "", "not a topology file: not UTF-8 text (an image goes with --disk)") from None
+    except OSError as error:
+        raise TopologyError(file, "", f"cannot be read: {error.strerror}") from None
+
+
+def _with_disk(topology: Topology, image: Path) -> Topology:
+    image = image.absolute()
+    guest, *guests = topology.guest or (Guest(name="hvm0"),)
+    disk, *disks = guest.disk or (Disk(image=image, vdev="hda"),)
+    # Looked at here, where the message can name the option instead of a key of the file.
+    if trouble := checks.image_trouble(image, disk.access):
+        raise TopologyError(image, "--disk", trouble)
+    disk = msgspec.structs.replace(disk, image=image)
+    guest = msgspec.structs.replace(guest, disk=(disk, *disks))
+    return msgspec.structs.replace(topology, guest=(guest, *guests))
+
+
+def _decode(kind: type, value: Any) -> Path:
+    """msgspec knows no paths: what else a Path could come from than a string is a wrong type."""
+    if kind is not Path or not isinstance(value, str):
+        raise msgspec.ValidationError(f"Expected `str`, got `{type(value).__name__}`")
+    return Path(value)
+
+
+def _toml_error(error: str, text: str) -> tuple[str, str]:
+    """The message and the place of a tomllib error."""
+    if match := re.fullmatch(r"(.*) \(at (line \d+, column \d+)\)", error):
+        return match[1], match[2]
+    return error.removesuffix(" (at end of document)"), f"line {len(text.splitlines()) or 1}"
+
+
+_TYPES = {"str": "a string", "int": "an integer", "array": "a list", "object": "a table", "float": "a fraction",
+          "bool": "true or false", "datetime": "a date", "date": "a date", "time": "a time", "list": "a list",
+          "dict": "a table"}
+_KEYS: dict[str, type[msgspec.Struct]] = {"": Topology, "guest": Guest, "disk": Disk}
+
+
+def _explain(error: str) -> tuple[str, str]:
+    """The key and the message of a msgspec error, in words for whoever wrote the file."""
+    message, _, where = error.partition(" - at `$")
+    path = where.rstrip("`").lstrip(".")
+    word = re.sub(r"\[.*", "", path.rpartition(".")[2])
+    if match := re.match(r"Object contains unknown field `(.*)`", message):
+        known = ", ".join(_KEYS[word].__struct_fields__)
+        return _join(path, match[1]), f"unknown key: known are {known}"
+    if match := re.match(r"Object missing required field `(.*)`", message):
+        return _join(path, match[1]), "missing: it must be given"
+    if match := re.match(r"Expected `(\w+)`, got `(\w+)`", message):
+        return path, f"must be {_TYPES.get(match[1], match[1])}, not {_TYPES.get(match[2], match[2])}"
+    if match := re.match(r"Invalid enum value (.*)", message):
+        return path, f"{match[1]} is none of {', '.join(get_args(_CHOICES[word]))}"
+    return path, message
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
