@@ -129,7 +129,7 @@ def _with_disk(topology: Topology, image: Path) -> Topology:
 def _decode(kind: type, value: Any) -> Path:
     """msgspec knows no paths: what else a Path could come from than a string is a wrong type."""
     if kind is not Path or not isinstance(value, str):
-        raise msgspec.ValidationError(f"Expected `str`, got `{type(value).__name__}`")
+        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
     return Path(value)
 
 
