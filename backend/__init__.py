@@ -1,0 +1,1 @@
+"""Dom0's side: xenstored and the backends of the split drivers."""

@@ -1,0 +1,135 @@
+"""The nodes, as a tree that is never changed in place: a snapshot is a reference to its root.
+
+A change copies the nodes on the way down to it and shares the rest. Above the root "/" stands a nameless node whose
+other children are the special nodes (@introduceDomain, @releaseDomain), which have permissions and nothing else.
+"""
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from miniguest.backend.xenstored import paths
+from miniguest.backend.xenstored.permissions import Access, Entry, Permissions
+
+# What xenstored keeps for a node beside its names and bytes: a 16 byte header and 8 bytes for each permission entry.
+_HEADER_SIZE = 16
+_ENTRY_SIZE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node. `generation` is new after every change to its value, its permissions or the list of its children."""
+
+    value: bytes
+    permissions: Permissions
+    generation: int
+    children: Mapping[str, "Node"] = field(default_factory=dict)
+
+    @property
+    def owner(self) -> int:
+        """The domid this node is charged to."""
+        return self.permissions[0].domid
+
+    def size(self) -> int:
+        """Bytes this node counts for in the node size quota."""
+        names = sum(len(name) + 1 for name in self.children)
+        return _HEADER_SIZE + _ENTRY_SIZE * len(self.permissions) + len(self.value) + names
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """All nodes at one moment, and how many of them each domain owns."""
+
+    top: Node
+    owned: Mapping[int, int]
+
+    def get(self, path: str) -> Node | None:
+        """The node at a path, or None."""
+        node: Node | None = self.top
+        for name in paths.names(path):
+            if node is None:
+                return None
+            node = node.children.get(name)
+        return node
+
+    def put(self, path: str, value: bytes, permissions: Permissions, generation: int) -> "Tree":
+        """Write a node whose parent exists. A new one is also a change to its parent."""
+        old = self.get(path)
+        node = Node(value, permissions, generation, old.children if old else {})
+        top = self._linked(path, node, None if old else generation)
+        return Tree(top, _counted(self.owned, [old] if old else [], [node]))
+
+    def without(self, path: str, generation: int) -> "Tree":
+        """Take out an existing node and everything below it; a change to its parent."""
+        gone = [node for _, node in self.walk(path)]
+        return Tree(self._linked(path, None, generation), _counted(self.owned, gone, []))
+
+    def graft(self, other: "Tree", modified: list[str]) -> "Tree":
+        """Bring over what `other` changed in `modified` (parents come with their children's creation and removal).
+
+        Both trees descend from one. Nodes that are not in `modified` stay as they are here.
+        """
+        tree = self
+        old = [node for path in modified if (node := self.get(path)) is not None]
+        new = [node for path in modified if (node := other.get(path)) is not None]
+        for path in sorted(modified, key=lambda path: len(paths.names(path))):
+            node = other.get(path)
+            if node is not None:  # else its parent, done before, no longer lists it
+                here = tree.get(path)
+                ours = here.children if here else {}
+                children = {name: ours.get(name, theirs) for name, theirs in node.children.items()}
+                tree = Tree(tree._linked(path, replace(node, children=children), None), tree.owned)
+        return Tree(tree.top, _counted(self.owned, old, new))
+
+    def walk(self, path: str) -> Iterator[tuple[str, Node]]:
+        """The node at `path` and all below it, each with its path, children before their parents."""
+        found = []
+        waiting = [(path, self.get(path))]
+        while waiting:
+            here, node = waiting.pop()
+            if node is not None:
+                found.append((here, node))
+                waiting.extend((paths.child(here, name), below) for name, below in node.children.items())
+        return reversed(found)
+
+    def _linked(self, path: str, node: Node | None, generation: int | None) -> Node:
+        """The top of a tree that has `node` (None: nothing) at `path`; `generation` is for its parent."""
+        names = paths.names(path)
+        chain = [self.top]
+        for name in names[:-1]:
+            chain.append(chain[-1].children[name])
+        for depth, (above, name) in enumerate(zip(reversed(chain), reversed(names), strict=True)):
+            children = dict(above.children)
+            if node is None:
+                del children[name]
+            else:
+                children[name] = node
+            changed = generation if depth == 0 and generation is not None else above.generation
+            node = Node(above.value, above.permissions, changed, children)
+        assert node is not None
+        return node
+
+
+def _counted(owned: Mapping[int, int], gone: list[Node], new: list[Node]) -> Mapping[int, int]:
+    if [node.owner for node in gone] == [node.owner for node in new]:
+        return owned
+    counts = dict(owned)
+    for step, nodes in ((-1, gone), (1, new)):
+        for node in nodes:
+            counts[node.owner] = counts.get(node.owner, 0) + step
+    return {domid: count for domid, count in counts.items() if count}
+
+
+class Store:
+    """The tree everyone sees, and the counter that tells its changes apart."""
+
+    def __init__(self) -> None:
+        self._generation = 0
+        dom0_only = (Entry(0, Access.NONE),)
+        tree = Tree(Node(b"", dom0_only, 0), {})
+        for path in ("/", "/tool", "/tool/xenstored", "@introduceDomain", "@releaseDomain"):
+            tree = tree.put(path, b"", dom0_only, self.next_generation())
+        self.tree = tree
+
+    def next_generation(self) -> int:
+        """A number no node has had before."""
+        self._generation += 1
+        return self._generation
