@@ -1,0 +1,23 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, binding=False, embedsignature=True
+"""The compiled core: atomics, shared rings, event channel bits, the adaptive wait, grant bits, ioreq slots, exit counters.
+
+Everything here works on memory that another process may write at the same time. Layouts are Xen's public headers;
+each class names the one it follows. All index masking and every memory barrier of the project is in this file.
+"""
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.types cimport off_t
+
+from miniguest.ring.errors import RingError
+
+include "_atomics.pxi"
+include "_memory.pxi"
+include "_ioreq.pxi"
+include "_rings.pxi"
+include "_events.pxi"
+include "_grants.pxi"

@@ -1,0 +1,372 @@
+# Grant table v1 (grant_table.h): mapping grants, what was mapped, and I/O straight into granted frames.
+cdef enum:
+    GTF_permit_access = 1
+    GTF_type_mask = 3
+    GTF_readonly = 4
+    GTF_reading = 8
+    GTF_writing = 16
+    GNTST_okay = 0
+    GNTST_general_error = -1
+    GNTST_bad_gntref = -3
+    GNTST_bad_handle = -4
+    GNTST_no_device_space = -7
+    GNTST_bad_page = -9
+    TRACK_VALID = 1
+    TRACK_READONLY = 2
+
+cdef struct GrantEntry:        # struct grant_entry_v1
+    uint16_t flags
+    uint16_t domid
+    uint32_t frame
+
+cdef struct Segment:           # io/blkif.h, struct blkif_request_segment
+    uint32_t gref
+    uint8_t first_sect
+    uint8_t last_sect
+    uint16_t pad
+
+
+cdef class GrantTable(Shared):
+    """A domain's grant table as those who map its grants see it.
+
+    entries: its grant frames (v1 entries, in the granting domain's memory). pins: one u64 per entry in a file of the
+    hypervisor's: mappings that read (bits 0-15), that write (16-31), and the owner of the entry's lock (32-63).
+    nr_frames: frames of the granting domain's memory. domid: the granting domain.
+    """
+    cdef Shared pins
+    cdef readonly uint32_t nr_entries, nr_frames
+    cdef readonly uint16_t domid
+
+    def __init__(self, entries, pins, uint32_t nr_frames, uint16_t domid):
+        self.pins = Shared(pins)
+        self.nr_entries = <uint32_t>min(self.size, self.pins.size) // 8
+        self.nr_frames = nr_frames
+        self.domid = domid
+
+    cdef uint64_t _lock(self, uint32_t gref, uint32_t owner) noexcept nogil:
+        """Take an entry's lock for `owner`; the pins as they stand. Held for a few instructions only; the hypervisor
+        breaks the lock of a process that died with it."""
+        cdef uint64_t *at = <uint64_t *>self.pins.at + gref
+        cdef uint64_t old = ld64(at)
+        while True:
+            if old >> 32:
+                cpu_pause()
+                old = ld64(at)
+            elif cas64(at, &old, old | <uint64_t>owner << 32):
+                return old
+
+    cdef void _unlock(self, uint32_t gref, uint64_t pins) noexcept nogil:
+        st64(<uint64_t *>self.pins.at + gref, pins)     # release: flags before the lock is seen free
+
+    cdef int32_t _pin(self, uint32_t gref, uint16_t domid, bint readonly, uint32_t owner, uint32_t *frame) noexcept nogil:
+        cdef GrantEntry *entry = <GrantEntry *>self.at + gref
+        cdef uint32_t *head = <uint32_t *>entry           # flags and domid change together: one word
+        cdef uint32_t old, wanted = GTF_reading if readonly else GTF_reading | GTF_writing
+        cdef uint64_t pins
+        cdef int32_t status = GNTST_okay
+        if gref >= self.nr_entries:
+            return GNTST_bad_gntref
+        pins = self._lock(gref, owner)
+        old = ld32(head)
+        while True:
+            if old & GTF_type_mask != GTF_permit_access or old >> 16 != domid or (old & GTF_readonly and not readonly):
+                status = GNTST_general_error
+                break
+            if cas32(head, &old, old | wanted):
+                break
+        if status == GNTST_okay:
+            # The granter must not change an entry in use, so the frame is read after the bits are set.
+            frame[0] = ld32(&entry.frame)
+            if frame[0] >= self.nr_frames:
+                status = GNTST_bad_page
+        if status == GNTST_okay:
+            pins += 1 if readonly else 0x10000
+        else:
+            self._clear(entry, pins)
+        self._unlock(gref, pins)
+        return status
+
+    cdef void _clear(self, GrantEntry *entry, uint64_t pins) noexcept nogil:
+        """Clear the in-use bits that no mapping counted in `pins` needs."""
+        cdef uint16_t drop = 0, old = entry.flags
+        if not <uint32_t>pins >> 16:
+            drop |= GTF_writing
+        if not <uint32_t>pins:
+            drop |= GTF_reading
+        if drop:
+            while not cas16(&entry.flags, &old, old & ~drop):
+                pass
+
+    cdef void _unpin(self, uint32_t gref, bint readonly, uint32_t owner) noexcept nogil:
+        cdef uint64_t pins = self._lock(gref, owner)
+        pins -= 1 if readonly else 0x10000
+        self._clear(<GrantEntry *>self.at + gref, pins)
+        self._unlock(gref, pins)
+
+    def pinned(self, uint32_t gref):
+        """(mappings that only read, mappings that write) of a gref."""
+        cdef uint64_t pins
+        if gref >= self.nr_entries:
+            raise IndexError(gref)
+        pins = ld64(<uint64_t *>self.pins.at + gref)
+        return pins & 0xffff, pins >> 16 & 0xffff
+
+    def repin(self, uint32_t gref, uint32_t readers, uint32_t writers):
+        """The hypervisor's: set a gref's mappings to what the living hold, breaking a dead process's lock."""
+        if gref >= self.nr_entries:
+            raise IndexError(gref)
+        self._clear(<GrantEntry *>self.at + gref, readers | writers << 16)
+        self._unlock(gref, readers | writers << 16)
+
+
+cdef class Mapper(Shared):
+    """A process's grant mappings, recorded where the hypervisor finds them when the process dies.
+
+    track: an array of u64, one per handle: valid and read-only bits, granting domid (bits 16-31), gref (32-63).
+    domid: the mapping domain. owner: a number, not 0, that tells this process from all others of the topology.
+    """
+    cdef uint32_t *spare
+    cdef uint32_t nr_spare
+    cdef readonly uint32_t handles, owner
+    cdef readonly uint16_t domid
+
+    def __init__(self, track, uint16_t domid, uint32_t owner):
+        cdef uint32_t i
+        self.handles = <uint32_t>(self.size // 8)
+        self.domid = domid
+        self.owner = owner
+        self.spare = <uint32_t *>calloc(self.handles, 4)
+        if self.spare == NULL or owner == 0:
+            raise MemoryError()
+        for i in range(self.handles):
+            self.spare[i] = self.handles - 1 - i
+        self.nr_spare = self.handles
+
+    def __dealloc__(self):
+        free(self.spare)
+
+    @property
+    def mapped(self):
+        """Mappings held."""
+        return self.handles - self.nr_spare
+
+    cdef int32_t _map(self, GrantTable table, uint32_t gref, bint readonly, uint32_t *frame) noexcept nogil:
+        """A handle (0 and up), or a GNTST_ error (below 0)."""
+        cdef uint32_t handle
+        cdef int32_t status
+        if self.nr_spare == 0:
+            return GNTST_no_device_space
+        handle = self.spare[self.nr_spare - 1]
+        # Recorded before it is done: a process killed in between leaves a record too many, never one too few.
+        st64(<uint64_t *>self.at + handle, TRACK_VALID | (TRACK_READONLY if readonly else 0)
+             | <uint64_t>table.domid << 16 | <uint64_t>gref << 32)
+        status = table._pin(gref, self.domid, readonly, self.owner, frame)
+        if status != GNTST_okay:
+            st64(<uint64_t *>self.at + handle, 0)
+            return status
+        self.nr_spare -= 1
+        return <int32_t>handle
+
+    cdef int32_t _unmap(self, GrantTable table, uint32_t handle) noexcept nogil:
+        cdef uint64_t record
+        if handle >= self.handles:
+            return GNTST_bad_handle
+        record = ld64(<uint64_t *>self.at + handle)
+        if not record & TRACK_VALID or <uint16_t>(record >> 16) != table.domid:
+            return GNTST_bad_handle
+        table._unpin(<uint32_t>(record >> 32), record & TRACK_READONLY != 0, self.owner)
+        st64(<uint64_t *>self.at + handle, 0)
+        self.spare[self.nr_spare] = handle
+        self.nr_spare += 1
+        return GNTST_okay
+
+    def map(self, GrantTable table not None, uint32_t gref, bint readonly=False):
+        """GNTTABOP_map_grant_ref: (handle, frame); a handle below 0 is a GNTST_ error."""
+        cdef uint32_t frame = 0
+        cdef int32_t handle = self._map(table, gref, readonly, &frame)
+        return handle, frame
+
+    def unmap(self, GrantTable table not None, uint32_t handle):
+        """GNTTABOP_unmap_grant_ref: a GNTST_ status."""
+        return self._unmap(table, handle)
+
+
+cdef enum:
+    SECTOR = 512
+    SEGMENTS = 256             # the most one request may carry: what blkback offers as feature-max-indirect-segments
+    PERSISTENT = 1056          # persistent grants kept per ring, as the classic 32 * 33
+
+cpdef enum:                    # answers of GrantedIO.transfer
+    IO_OKAY = 0
+    IO_BAD_SEGMENT = -1
+    IO_BAD_GRANT = -2
+    IO_FAILED = -3
+
+
+cdef class GrantedIO:
+    """File I/O straight into and out of frames that a domain granted: no intermediate copy.
+
+    mapper, table: who maps whose grants. memory: the granting domain's memory, frame N at byte N * 4096.
+    persistent: keep mappings for the next request (blkif.h feature-persistent), up to 1056 of them.
+    """
+    cdef Mapper mapper
+    cdef GrantTable table
+    cdef Shared memory
+    cdef readonly bint persistent
+    cdef int32_t *kept                         # by gref: handle + 1 of a kept mapping
+    cdef uint32_t *kept_frame
+    cdef readonly uint32_t nr_kept
+    cdef readonly int error
+    cdef int32_t handles[SEGMENTS]
+    cdef iovec vec[SEGMENTS]
+
+    def __init__(self, Mapper mapper not None, GrantTable table not None, memory, bint persistent=False):
+        self.mapper = mapper
+        self.table = table
+        self.memory = Shared(memory)
+        self.persistent = persistent
+        self.kept = <int32_t *>calloc(table.nr_entries, 4)
+        self.kept_frame = <uint32_t *>calloc(table.nr_entries, 4)
+        if self.kept == NULL or self.kept_frame == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.kept)
+        free(self.kept_frame)
+
+    def close(self):
+        """Unmap what was kept."""
+        cdef uint32_t gref
+        for gref in range(self.table.nr_entries):
+            if self.kept[gref]:
+                self.mapper._unmap(self.table, self.kept[gref] - 1)
+                self.kept[gref] = 0
+        self.nr_kept = 0
+
+    def transfer(self, const uint8_t[::1] segments not None, uint32_t count, bint write, int fd, int64_t offset,
+                 uint64_t limit):
+        """Move `count` blkif_request_segments (8 bytes each) between the file and the granted frames.
+
+        write: from the frames to the file. offset: bytes in the file. limit: bytes the device still has from there
+        on. IO_OKAY or an IO_ error; for IO_FAILED `error` holds the errno (0: the file ended).
+        """
+        cdef int status
+        if count > SEGMENTS or segments.shape[0] < count * 8:
+            return IO_BAD_SEGMENT
+        with nogil:
+            status = self._transfer(<const Segment *>&segments[0], count, write, fd, offset, limit)
+        return status
+
+    cdef int _transfer(self, const Segment *segments, uint32_t count, bint write, int fd, int64_t offset,
+                       uint64_t limit) noexcept nogil:
+        cdef uint32_t i, frame, mapped = 0
+        cdef uint64_t total = 0
+        cdef int status = IO_OKAY
+        for i in range(count):
+            if segments[i].last_sect > 7 or segments[i].first_sect > segments[i].last_sect:
+                return IO_BAD_SEGMENT
+            total += (segments[i].last_sect - segments[i].first_sect + 1) * SECTOR
+        if total > limit:
+            return IO_BAD_SEGMENT
+        for i in range(count):
+            self.handles[i] = self._map(segments[i].gref, write, &frame)
+            if self.handles[i] < -1:
+                status = IO_BAD_GRANT
+                break
+            mapped += 1
+            self.vec[i].iov_base = self.memory.at + <uint64_t>frame * PAGE + segments[i].first_sect * SECTOR
+            self.vec[i].iov_len = (segments[i].last_sect - segments[i].first_sect + 1) * SECTOR
+        if status == IO_OKAY:
+            status = self._move(count, write, fd, offset, total)
+        for i in range(mapped):
+            if self.handles[i] >= 0:
+                self.mapper._unmap(self.table, self.handles[i])
+        return status
+
+    cdef int32_t _map(self, uint32_t gref, bint readonly, uint32_t *frame) noexcept nogil:
+        """A handle to unmap afterwards, -1 for a kept mapping, or below -1 for an error."""
+        cdef int32_t handle
+        if gref < self.table.nr_entries and self.kept[gref]:
+            frame[0] = self.kept_frame[gref]
+            return -1
+        # A kept mapping serves both directions, so it maps for writing as blkif.h's feature-persistent asks.
+        if self.persistent and self.nr_kept < PERSISTENT:
+            handle = self.mapper._map(self.table, gref, False, frame)
+            if handle >= 0:
+                self.kept[gref] = handle + 1
+                self.kept_frame[gref] = frame[0]
+                self.nr_kept += 1
+                return -1
+        handle = self.mapper._map(self.table, gref, readonly, frame)
+        return handle if handle >= 0 else handle - 1
+
+    cdef int _move(self, uint32_t count, bint write, int fd, int64_t offset, uint64_t total) noexcept nogil:
+        cdef iovec *vec = self.vec
+        cdef uint32_t left = count
+        cdef ssize_t moved
+        cdef uint64_t done = 0
+        while done < total:
+            moved = pwritev(fd, vec, left, offset + done) if write else preadv(fd, vec, left, offset + done)
+            if moved < 0 and errno == EINTR:
+                continue
+            if moved <= 0:
+                self.error = errno if moved < 0 else 0
+                return IO_FAILED
+            done += moved
+            while left and <size_t>moved >= vec.iov_len:       # a short transfer: go on behind it
+                moved -= vec.iov_len
+                vec += 1
+                left -= 1
+            if left:
+                vec.iov_base = <uint8_t *>vec.iov_base + moved
+                vec.iov_len -= moved
+        return IO_OKAY
+
+
+def grant_copy(GrantTable table not None, memory, uint32_t gref, uint32_t offset, local, bint to_grant, Mapper mapper not None):
+    """GNTTABOP_copy between `local` (a writable buffer) and a granted frame from `offset` on; a GNTST_ status."""
+    cdef Shared other = Shared(memory), mine = Shared(local)
+    cdef uint32_t frame = 0
+    cdef int32_t status
+    if offset + mine.size > PAGE:
+        return -10                             # GNTST_bad_copy_arg
+    status = table._pin(gref, mapper.domid, not to_grant, mapper.owner, &frame)
+    if status != GNTST_okay:
+        return status
+    if to_grant:
+        memcpy(other.at + <uint64_t>frame * PAGE + offset, mine.at, mine.size)
+    else:
+        memcpy(mine.at, other.at + <uint64_t>frame * PAGE + offset, mine.size)
+    table._unpin(gref, not to_grant, mapper.owner)
+    return GNTST_okay
+
+
+def end_access(entries not None, uint32_t gref):
+    """The granter's: revoke a gref; False when it is still mapped (GTF_reading or GTF_writing set)."""
+    cdef Shared shared = Shared(entries)
+    cdef GrantEntry *entry = <GrantEntry *>shared.at + gref
+    cdef uint16_t old
+    if gref >= shared.size // 8:
+        raise IndexError(gref)
+    old = entry.flags
+    while True:
+        if old & (GTF_reading | GTF_writing):
+            return False
+        # Compare-exchange: a plain store could wipe out a mapper's bit that was set since we looked.
+        if cas16(&entry.flags, &old, 0):
+            return True
+
+
+def grant_access(entries not None, uint32_t gref, uint16_t domid, uint32_t frame, bint readonly):
+    """The granter's: let `domid` map `frame` through `gref` (GTF_permit_access)."""
+    cdef Shared shared = Shared(entries)
+    cdef GrantEntry *entry = <GrantEntry *>shared.at + gref
+    if gref >= shared.size // 8:
+        raise IndexError(gref)
+    entry.domid = domid
+    entry.frame = frame
+    # Domid and frame before flags: a mapper that sees permit_access must not see the last use's frame.
+    mb()
+    cdef uint16_t old = entry.flags
+    while not cas16(&entry.flags, &old, GTF_permit_access | (GTF_readonly if readonly else 0)):
+        pass

@@ -1,0 +1,276 @@
+# io/ring.h rings, both ends, and the byte streams of io/xs_wire.h and io/console.h.
+cdef struct RingHeader:        # io/ring.h, DEFINE_RING_TYPES: struct __name##_sring
+    uint32_t req_prod
+    uint32_t req_event
+    uint32_t rsp_prod
+    uint32_t rsp_event
+
+
+cdef class SharedRing(Shared):
+    """What both ends of an io/ring.h ring know: the shared page(s), the slot size and the private copies of slots.
+
+    buffer: one or more pages. req_size, rsp_size: bytes of a request and of a response. `requests` and `responses`
+    are private bytearrays of `slots` entries each: a slot is copied there once and never read from the ring again.
+    """
+    cdef RingHeader *header
+    cdef uint8_t *ring
+    cdef readonly uint32_t slots, req_size, rsp_size
+    cdef uint32_t slot, index_mask
+    cdef readonly bytearray requests
+    cdef readonly bytearray responses
+    cdef Py_buffer request_view, response_view
+    cdef uint8_t *request_at
+    cdef uint8_t *response_at
+
+    def __cinit__(self, buffer, uint32_t req_size, uint32_t rsp_size, *args, **kwargs):
+        cdef uint32_t room, slots = 1
+        self.slot = req_size if req_size > rsp_size else rsp_size
+        if self.size < SLOTS_OFFSET + self.slot:
+            raise RingError(f"a ring of {self.size} bytes has no room for a slot of {self.slot}")
+        room = <uint32_t>((self.size - SLOTS_OFFSET) // self.slot)
+        while slots * 2 <= room:               # io/ring.h: __RING_SIZE rounds down to a power of two
+            slots *= 2
+        self.header = <RingHeader *>self.at
+        self.ring = self.at + SLOTS_OFFSET
+        self.slots = slots
+        self.index_mask = slots - 1
+        self.req_size = req_size
+        self.rsp_size = rsp_size
+        self.requests = bytearray(slots * req_size)
+        self.responses = bytearray(slots * rsp_size)
+        PyObject_GetBuffer(self.requests, &self.request_view, PyBUF_WRITABLE)
+        PyObject_GetBuffer(self.responses, &self.response_view, PyBUF_WRITABLE)
+        self.request_at = <uint8_t *>self.request_view.buf
+        self.response_at = <uint8_t *>self.response_view.buf
+
+    def __dealloc__(self):
+        if self.request_at != NULL:
+            PyBuffer_Release(&self.request_view)
+        if self.response_at != NULL:
+            PyBuffer_Release(&self.response_view)
+
+    @property
+    def indices(self):
+        """(req_prod, req_event, rsp_prod, rsp_event) as they stand in the shared page."""
+        return (ld32(&self.header.req_prod), ld32(&self.header.req_event),
+                ld32(&self.header.rsp_prod), ld32(&self.header.rsp_event))
+
+    cdef void _in(self, uint8_t *private, uint32_t index, uint32_t count, uint32_t size) noexcept nogil:
+        """Copy `count` slots from `index` on out of the ring into packed private entries of `size` bytes."""
+        cdef uint32_t i, first = index & self.index_mask, run = self.slots - first
+        if size == self.slot:
+            if run > count:
+                run = count
+            memcpy(private, self.ring + first * size, run * size)
+            memcpy(private + run * size, self.ring, (count - run) * size)
+        else:
+            for i in range(count):
+                memcpy(private + i * size, self.ring + ((index + i) & self.index_mask) * self.slot, size)
+
+    cdef void _out(self, const uint8_t *private, uint32_t index, uint32_t count, uint32_t size) noexcept nogil:
+        """Copy `count` packed private entries of `size` bytes into the ring from `index` on."""
+        cdef uint32_t i, first = index & self.index_mask, run = self.slots - first
+        if size == self.slot:
+            if run > count:
+                run = count
+            memcpy(self.ring + first * size, private, run * size)
+            memcpy(self.ring, private + run * size, (count - run) * size)
+        else:
+            for i in range(count):
+                memcpy(self.ring + ((index + i) & self.index_mask) * self.slot, private + i * size, size)
+
+
+cdef class FrontRing(SharedRing):
+    """The frontend's end of an io/ring.h ring. It initialises the shared page unless `attach` is True.
+
+    attach: take up a ring that is already in use, at `index` (both producer indices; reconnects and tests of the
+    wrap-around start elsewhere than 0). With attach False the shared indices are set to `index`.
+    """
+    cdef uint32_t req_prod_pvt, pushed, rsp_cons
+
+    def __init__(self, buffer, uint32_t req_size, uint32_t rsp_size, bint attach=False, uint32_t index=0):
+        if not attach:
+            memset(self.at, 0, SLOTS_OFFSET)
+            self.header.req_event = index + 1      # io/ring.h SHARED_RING_INIT: the first slot gets a notification
+            self.header.rsp_event = index + 1
+            self.header.rsp_prod = index
+            st32(&self.header.req_prod, index)
+        self.req_prod_pvt = index
+        self.pushed = index
+        self.rsp_cons = index
+
+    @property
+    def free(self):
+        """Slots that `put` can still fill."""
+        return self.slots - <uint32_t>(self.req_prod_pvt - self.rsp_cons)
+
+    @property
+    def outstanding(self):
+        """Requests put whose response was not taken yet."""
+        return <uint32_t>(self.req_prod_pvt - self.rsp_cons)
+
+    cpdef uint32_t put(self, uint32_t count) noexcept:
+        """Put the first `count` entries of `requests` into the ring, as many as fit; the number put. Not yet pushed."""
+        cdef uint32_t room = self.slots - <uint32_t>(self.req_prod_pvt - self.rsp_cons)
+        if count > room:
+            count = room
+        self._out(self.request_at, self.req_prod_pvt, count, self.req_size)
+        self.req_prod_pvt += count
+        return count
+
+    cpdef bint push(self) noexcept:
+        """Show the backend what was put; True when it asked to be notified (RING_PUSH_REQUESTS_AND_CHECK_NOTIFY)."""
+        cdef uint32_t old = self.pushed, new = self.req_prod_pvt
+        self.pushed = new
+        # Release: without it the backend could see the new index before the slots' contents.
+        st32(&self.header.req_prod, new)
+        # Full barrier: without it our read of req_event could pass our store of req_prod; the backend, which stores
+        # req_event and then reads req_prod, could then go to sleep while we see its old req_event: nobody notifies.
+        mb()
+        return <uint32_t>(new - ld32(&self.header.req_event)) < <uint32_t>(new - old)
+
+    cpdef uint32_t take(self) except? 0xffffffff:
+        """Copy every response there is into `responses`; their number. RingError when rsp_prod lies."""
+        cdef uint32_t count = ld32(&self.header.rsp_prod) - self.rsp_cons      # acquire: indices before slots
+        if count > <uint32_t>(self.req_prod_pvt - self.rsp_cons):
+            raise RingError(f"rsp_prod {self.rsp_cons + count & 0xffffffff:#x} is ahead of the "
+                            f"{self.req_prod_pvt - self.rsp_cons & 0xffffffff} outstanding requests")
+        self._in(self.response_at, self.rsp_cons, count, self.rsp_size)
+        self.rsp_cons += count
+        return count
+
+    cpdef bint final_check(self) noexcept:
+        """Ask for a notification of the next response; True when one is there already (RING_FINAL_CHECK_FOR_RESPONSES)."""
+        if ld32(&self.header.rsp_prod) != self.rsp_cons:
+            return True
+        st32(&self.header.rsp_event, self.rsp_cons + 1)
+        # Full barrier: without it our second read of rsp_prod could pass the store of rsp_event, and a response
+        # pushed in between would find no event asked for and we would find no response: a missed wake.
+        mb()
+        return ld32(&self.header.rsp_prod) != self.rsp_cons
+
+
+cdef class BackRing(SharedRing):
+    """The backend's end of an io/ring.h ring that the frontend initialised; `index` is where both indices stand.
+
+    BACK_RING_ATTACH: req_cons and rsp_prod_pvt start at `index`.
+    """
+    cdef uint32_t req_cons, rsp_prod_pvt, pushed, seen
+
+    def __init__(self, buffer, uint32_t req_size, uint32_t rsp_size, uint32_t index=0):
+        self.req_cons = index
+        self.rsp_prod_pvt = index
+        self.seen = index
+        self.pushed = index
+
+    @property
+    def unanswered(self):
+        """Requests taken whose response was not put yet."""
+        return <uint32_t>(self.req_cons - self.rsp_prod_pvt)
+
+    cpdef uint32_t take(self, uint32_t limit=0xffffffff) except? 0xffffffff:
+        """Copy up to `limit` requests into `requests`; their number. RingError when req_prod lies."""
+        cdef uint32_t prod = ld32(&self.header.req_prod), count           # acquire: the index before the slots
+        if <uint32_t>(prod - self.rsp_prod_pvt) > self.slots or <uint32_t>(prod - self.seen) > self.slots:
+            raise RingError(f"req_prod {prod:#x} is not within {self.slots} slots of rsp_prod {self.rsp_prod_pvt:#x}"
+                            f" or moved back from {self.seen:#x}")
+        self.seen = prod
+        count = prod - self.req_cons
+        if count > limit:
+            count = limit
+        self._in(self.request_at, self.req_cons, count, self.req_size)
+        self.req_cons += count
+        return count
+
+    cpdef put(self, uint32_t count):
+        """Put the first `count` entries of `responses` into the ring. Not yet pushed."""
+        if count > <uint32_t>(self.req_cons - self.rsp_prod_pvt):
+            raise ValueError("more responses than requests")
+        self._out(self.response_at, self.rsp_prod_pvt, count, self.rsp_size)
+        self.rsp_prod_pvt += count
+
+    cpdef bint push(self) noexcept:
+        """Show the frontend what was put; True when it asked to be notified (RING_PUSH_RESPONSES_AND_CHECK_NOTIFY)."""
+        cdef uint32_t old = self.pushed, new = self.rsp_prod_pvt
+        self.pushed = new
+        st32(&self.header.rsp_prod, new)       # release: slots before the index, or the frontend reads stale slots
+        mb()                                   # as in FrontRing.push, the roles exchanged
+        return <uint32_t>(new - ld32(&self.header.rsp_event)) < <uint32_t>(new - old)
+
+    cpdef bint final_check(self) noexcept:
+        """Ask for a notification of the next request; True when one is there already (RING_FINAL_CHECK_FOR_REQUESTS)."""
+        if ld32(&self.header.req_prod) != self.req_cons:
+            return True
+        st32(&self.header.req_event, self.req_cons + 1)
+        mb()                                   # as in FrontRing.final_check, the roles exchanged
+        return ld32(&self.header.req_prod) != self.req_cons
+
+
+cdef class ByteRing(Shared):
+    """One direction of a byte stream ring (io/xs_wire.h, io/console.h).
+
+    page: the shared page. data, size: where the bytes are; size is a power of two. cons, prod: byte offsets of the
+    two u32 indices. RingError when the peer's index makes the stream hold more than `size` bytes.
+    """
+    cdef uint8_t *data
+    cdef uint32_t *cons
+    cdef uint32_t *prod
+    cdef readonly uint32_t length
+
+    def __init__(self, page, uint32_t data, uint32_t size, uint32_t cons, uint32_t prod):
+        if size & (size - 1) or data + size > self.size or cons + 4 > self.size or prod + 4 > self.size:
+            raise ValueError("the stream does not fit the page")
+        self.data = self.at + data
+        self.cons = <uint32_t *>(self.at + cons)
+        self.prod = <uint32_t *>(self.at + prod)
+        self.length = size
+
+    cdef uint32_t _held(self) except? 0xffffffff:
+        cdef uint32_t held = ld32(self.prod) - ld32(self.cons)
+        if held > self.length:
+            raise RingError(f"stream indices hold {held} bytes in a ring of {self.length}")
+        return held
+
+    @property
+    def readable(self):
+        """Bytes that `read` would return."""
+        return self._held()
+
+    @property
+    def writable(self):
+        """Bytes that `write` would take."""
+        return self.length - self._held()
+
+    def read(self, int64_t limit=-1):
+        """Take up to `limit` bytes (all there are by default) out of the stream."""
+        cdef uint32_t cons = ld32(self.cons), held = ld32(self.prod) - cons, first, run
+        if held > self.length:
+            raise RingError(f"stream indices hold {held} bytes in a ring of {self.length}")
+        if 0 <= limit < held:
+            held = <uint32_t>limit
+        out = PyBytes_FromStringAndSize(NULL, held)
+        first = cons & (self.length - 1)
+        run = min(held, self.length - first)
+        memcpy(PyBytes_AS_STRING(out), self.data + first, run)
+        memcpy(PyBytes_AS_STRING(out) + run, self.data, held - run)
+        # Full barrier (a release would do for the data): the caller tests whether to notify after this store.
+        st32(self.cons, cons + held)
+        mb()
+        return out
+
+    def write(self, const uint8_t[::1] data not None):
+        """Put as many bytes of `data` as fit into the stream; their number."""
+        cdef uint32_t prod = ld32(self.prod), held = prod - ld32(self.cons), count, first, run
+        if held > self.length:
+            raise RingError(f"stream indices hold {held} bytes in a ring of {self.length}")
+        count = <uint32_t>min(data.shape[0], self.length - held)
+        if count == 0:
+            return 0
+        first = prod & (self.length - 1)
+        run = min(count, self.length - first)
+        memcpy(self.data + first, &data[0], run)
+        if count > run:
+            memcpy(self.data, &data[run], count - run)
+        st32(self.prod, prod + count)          # release: without it the reader could see the index before the bytes
+        mb()                                   # and our next look at its index must not pass this store
+        return count

@@ -1,0 +1,114 @@
+"""Doorbells: how a sleeping vCPU's process is woken. An empty message over zmq, or a byte in a FIFO.
+
+Only the wake travels here; what happened stands in shared memory. A doorbell too many is harmless.
+"""
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import Final, Protocol
+
+import zmq
+
+from miniguest.ring.memory import domain_directory
+
+VCPU_MASK: Final = 31                   # vCPU v and its hypervisor side, v + 32, are one process and have one doorbell
+
+
+def doorbell_path(runtime: Path, domid: int, vcpu: int) -> Path:
+    """The doorbell of a domain's vCPU in the runtime directory."""
+    return domain_directory(runtime, domid) / f"doorbell{vcpu & VCPU_MASK}"
+
+
+class Doorbell(Protocol):
+    """The receiving end. `fd` is readable after somebody rang; `drain` makes it silent again."""
+
+    fd: int
+
+    def drain(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class ZmqDoorbell:
+    """A PULL socket bound to a path."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", path: Path) -> None:
+        self._socket = context.socket(zmq.PULL)
+        self._socket.linger = 0
+        self._socket.bind(f"ipc://{path}")
+        self.fd: int = self._socket.getsockopt(zmq.FD)
+
+    def drain(self) -> None:
+        """Take every message: zmq's descriptor tells of changes only, so it must be emptied each time."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                self._socket.recv(zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Close the socket; its file goes with it."""
+        self._socket.close()
+
+
+class FifoDoorbell:
+    """A named pipe that anything can write to."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path, 0o600)
+        self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._path = path
+
+    def drain(self) -> None:
+        """Take every byte."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.fd, 4096):
+                pass
+
+    def close(self) -> None:
+        """Close and remove the pipe."""
+        os.close(self.fd)
+        self._path.unlink(missing_ok=True)
+
+
+class Bells:
+    """The ringing end of every doorbell that this process rings, connected when first rung."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", runtime: Path) -> None:
+        self._context = context
+        self._runtime = runtime
+        self._fifos: dict[Path, int] = {}
+        self._sockets: dict[Path, zmq.Socket[bytes]] = {}
+
+    def ring(self, domid: int, vcpu: int) -> None:
+        """Wake a domain's vCPU. Nothing happens when it has no doorbell any more."""
+        path = doorbell_path(self._runtime, domid, vcpu)
+        fifo = self._fifos.get(path)
+        if fifo is None and path not in self._sockets:
+            fifo = self._connect(path)
+        if fifo is not None:
+            with contextlib.suppress(BlockingIOError):      # full of unread wakes: one more adds nothing
+                os.write(fifo, b"\0")
+        else:
+            with contextlib.suppress(zmq.Again):            # likewise
+                self._sockets[path].send(b"", zmq.NOBLOCK)
+
+    def _connect(self, path: Path) -> int | None:
+        try:
+            is_fifo = stat.S_ISFIFO(path.stat().st_mode)
+        except FileNotFoundError:
+            is_fifo = False             # its process has not come up, or is gone; zmq connects whenever it appears
+        if is_fifo:
+            self._fifos[path] = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            return self._fifos[path]
+        socket = self._context.socket(zmq.PUSH)
+        socket.linger = 0
+        socket.sndhwm = 16
+        socket.connect(f"ipc://{path}")
+        self._sockets[path] = socket
+        return None
+
+    def close(self) -> None:
+        """Let go of every doorbell."""
+        for fifo in self._fifos.values():
+            os.close(fifo)
+        for socket in self._sockets.values():
+            socket.close()

@@ -1,0 +1,1 @@
+"""The hypervisor: domains, event channels, grants' records, ioreq servers and who died. One process."""

@@ -1,0 +1,111 @@
+"""The hypervisor's process: answers hypercalls, buries processes that died, and ends the topology with its supervisor."""
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import zmq
+
+from miniguest.ring.doorbell import Bells
+from miniguest.ring.errors import HypercallError, MiniguestError
+from miniguest.ring.hypercalls import socket_path
+from miniguest.ring.hypervisor.operations import OPERATIONS, Operations
+
+log = logging.getLogger("hypervisor")
+
+
+class Server:
+    """Hypercalls in, answers out; `supervisor` is the process whose death ends everything."""
+
+    def __init__(self, runtime: Path, supervisor: int) -> None:
+        self.runtime = runtime
+        self.context = zmq.Context.instance()
+        self.operations = Operations(runtime, Bells(self.context, runtime))
+        self.stopping = False
+        self._socket = self.context.socket(zmq.ROUTER)
+        self._socket.linger = 0
+        self._poller = zmq.Poller()
+        self._deaths: dict[int, Callable[[], None]] = {}
+        self._socket.bind(f"ipc://{socket_path(runtime)}")
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._watch(supervisor, self._orphaned)
+
+    def _watch(self, pid: int, handler: Callable[[], None]) -> None:
+        """Call `handler` once, when process `pid` ends."""
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            handler()
+            return
+        self._deaths[fd] = handler
+        self._poller.register(fd, zmq.POLLIN)
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        while not self.stopping:
+            for source, _ in self._poller.poll():
+                if isinstance(source, int):
+                    self._poller.unregister(source)
+                    os.close(source)
+                    self._deaths.pop(source)()
+                else:
+                    self._serve()
+
+    def _serve(self) -> None:
+        sender, empty, request = (self._socket.recv_multipart() + [b"", b""])[:3]
+        self._socket.send_multipart([sender, empty, msgpack.packb(self.answer(request))])
+
+    def answer(self, request: bytes) -> dict[str, Any]:
+        """The reply to one request, whatever its bytes say."""
+        try:
+            message = msgpack.unpackb(request)
+            op, args = message["op"], message["args"]
+            if op not in OPERATIONS:
+                raise HypercallError("ENOSYS", f"no hypercall {op!r}")
+            result = getattr(self.operations, op)(**args)
+            if op == "register":
+                pid = args["pid"]
+                self._watch(pid, lambda: self._bury(pid))
+            return {"result": result}
+        except HypercallError as error:
+            return {"error": error.code, "message": error.message}
+        except MiniguestError as error:
+            return {"error": "ENOSPC", "message": str(error)}
+        except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
+            return {"error": "EINVAL", "message": str(error)}
+        except OSError as error:
+            return {"error": "EIO", "message": str(error)}
+
+    def _bury(self, pid: int) -> None:
+        for name in self.operations.bury(pid):
+            log.info("%s (process %d) ended", name, pid)
+
+    def _orphaned(self) -> None:
+        """The supervisor died: nobody else is left to clean up."""
+        log.error("the supervisor died")
+        for domain in self.operations.domains.values():
+            for vcpu in domain.vcpus.values():
+                try:
+                    os.kill(vcpu.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        print("miniguest: the supervisor died; the topology ended with it", file=sys.stderr, flush=True)
+        self.stopping = True
+
+
+def main(runtime: Path, supervisor: int) -> None:
+    """Run the hypervisor until SIGTERM or the supervisor's death."""
+    server = Server(runtime, supervisor)
+
+    def stop(*_: object) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    server.run()

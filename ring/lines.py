@@ -1,0 +1,50 @@
+"""Interrupt lines between device models and the vCPU's interrupt controllers, in a frame of the domain.
+
+One u64 a line: how often it changed, so that bit 0 is its level. A reader that comes late still sees that there was
+an edge (XEN_DMOP_set_isa_irq_level and set_pci_intx_level do this as hypercalls). Lines 0..15 are the ISA IRQs.
+One writer a line.
+"""
+from collections.abc import Iterator
+from typing import Final
+
+from miniguest.ring import _core
+
+ISA_LINES: Final = 16
+
+
+class LineDriver:
+    """The device model's end."""
+
+    def __init__(self, page: memoryview) -> None:
+        self._page = page
+        self._changes = [_core.load64(page, line) for line in range(ISA_LINES)]
+
+    def set(self, line: int, level: bool) -> bool:
+        """Drive a line; True when that changed it, and the vCPU is to be told."""
+        if self._changes[line] & 1 == level:
+            return False
+        self._changes[line] += 1
+        _core.store64(self._page, line, self._changes[line])
+        return True
+
+
+class LineWatcher:
+    """The vCPU's end."""
+
+    def __init__(self, page: memoryview) -> None:
+        self._page = page
+        self._seen = bytes(ISA_LINES * 8)
+
+    def changes(self) -> Iterator[tuple[int, bool]]:
+        """(line, level) of every change since the last call; a change and back again is told as both."""
+        now = bytes(self._page[: ISA_LINES * 8])
+        if now == self._seen:
+            return
+        before, self._seen = self._seen, now
+        for line in range(ISA_LINES):
+            count = int.from_bytes(now[line * 8 : line * 8 + 8], "little")
+            delta = count - int.from_bytes(before[line * 8 : line * 8 + 8], "little")
+            if delta > 1:
+                yield line, not count & 1
+            if delta:
+                yield line, bool(count & 1)
