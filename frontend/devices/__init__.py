@@ -1,0 +1,1 @@
+"""Device models: registers and nothing else (no bus, no interrupt line, no process)."""
