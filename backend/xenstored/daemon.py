@@ -8,7 +8,7 @@ from miniguest.backend.xenstored.request import Request
 from miniguest.backend.xenstored.store import Store
 from miniguest.backend.xenstored.transactions import Change
 from miniguest.backend.xenstored.watches import Watches
-from miniguest.ring.abi.xs_wire import XENSTORE_PAYLOAD_MAX, XS_ERROR
+from miniguest.ring.abi.xs_wire import XENSTORE_PAYLOAD_MAX, XS_ERROR, XSD_ERRORS
 from miniguest.ring.errors import XenstoreError
 from miniguest.ring.xenstore.message import Message, join_strings
 
@@ -38,7 +38,8 @@ class Xenstored:
             reply = self._answer(kind, request)
         except XenstoreError as error:
             _log.debug("domain %d, request type %d: %s", client.domid, kind, error)
-            kind, reply = XS_ERROR, join_strings(error.code.encode())
+            code = error.code if error.code in XSD_ERRORS else "EINVAL"  # the names a client can know
+            kind, reply = XS_ERROR, join_strings(code.encode())
         client.outbox.reply(Message(kind, message.req_id, message.tx_id, reply))
         if kind != XS_ERROR:
             request.after()

@@ -111,7 +111,7 @@ class Domains:
         """Remove the nodes a domain owned, and its entries in others' permissions: the domid may be used again."""
         change = Change(self._store, Identity(0), DOM0)
         for path, node in reversed(list(change.tree.walk("/"))):  # parents first
-            if path != "/" and change.tree.get(path) is not None and node.owner == domid:
+            if path != "/" and node.owner == domid and change.tree.get(path) is not None:
                 change.remove(path)
         for top in ("/", "@introduceDomain", "@releaseDomain"):
             for path, node in list(change.tree.walk(top)):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from miniguest.backend.xenstored.client import Client
 from miniguest.backend.xenstored.daemon import Xenstored
 from miniguest.ring.abi import xs_wire
-from miniguest.ring.errors import PeerError, RingError
+from miniguest.ring.errors import MiniguestError, PeerError, RingError
 from miniguest.ring.xenstore.message import MessageReader
 from miniguest.ring.xenstore.page import StorePage
 
@@ -68,7 +68,7 @@ class PageConnection:
         finally:
             self._awake = False
         if moved:
-            self._notify()
+            self._signal()
         if more:
             self._wake()
 
@@ -81,7 +81,7 @@ class PageConnection:
         self._page.error = xs_wire.XENSTORE_ERROR_NONE
         # Last: the domain may use the rings as soon as it sees it.
         self._page.connection = xs_wire.XENSTORE_CONNECTED
-        self._notify()
+        self._signal()
 
     def close(self) -> None:
         """Give the page and the port back."""
@@ -126,9 +126,18 @@ class PageConnection:
         return moved
 
     def _fail(self, reason: int, error: Exception) -> None:
+        self._give_up(reason, error)
+        self._signal()
+
+    def _signal(self) -> None:
+        try:
+            self._notify()
+        except (MiniguestError, OSError) as error:
+            self._give_up(xs_wire.XENSTORE_ERROR_COMM, error)
+
+    def _give_up(self, reason: int, error: Exception) -> None:
         _log.warning("domain %d is no longer served: %s", self._client.domid, error)
         self._broken = True
         self._client.reset()
         self._reader.reset()
         self._page.error = reason
-        self._notify()

@@ -38,6 +38,7 @@ class SocketConnection:
         self._client = daemon.new_client()
         self._reader = MessageReader()
         self._blocked = False  # the socket takes no more at present
+        self._awake = False  # a flush is on its way
         self._closed = False
         sock.setblocking(False)
         self._client.outbox.ready = self._wake
@@ -70,6 +71,7 @@ class SocketConnection:
             self.close()
 
     def _serve(self, data: bytes) -> None:
+        self._awake = True
         for message in self._reader.feed(data):
             self._daemon.handle(self._client, message)
             if self._client.outbox.overflowed:
@@ -77,10 +79,13 @@ class SocketConnection:
         self._flush()
 
     def _wake(self) -> None:
-        self._loop.call_soon(self._flush)
+        if not self._awake:
+            self._awake = True
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Send what the socket takes, and have the loop say when it takes more."""
+        self._awake = False
         if self._closed:
             return
         if self._client.outbox.overflowed:

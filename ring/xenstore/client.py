@@ -143,7 +143,6 @@ class Xenstore(Nodes):
         self._scheduled = False
         self._reader = MessageReader()
         self._replies: dict[int, Message] = {}
-        self._waiting_for = 0
         self._events: deque[tuple[str, str]] = deque()
         self._watches: dict[str, Watch] = {}
         self._req_ids = count(1)

@@ -1,4 +1,4 @@
-"""Messages as they travel between xenstored and its clients (struct xsd_sockmsg of io/xs_wire.h and what follows it)."""
+"""Messages between xenstored and its clients: struct xsd_sockmsg of io/xs_wire.h and what follows it."""
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
