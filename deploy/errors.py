@@ -1,17 +1,20 @@
-"""What a user can get wrong, as one line each that says what, where and what to do.
+"""What ends a run: mistakes of the user, as one line each that says what, where and what to do, and accidents.
 
     MiniguestError
-    +-- UserError
-        +-- TopologyError    a topology file, or a file it names
-        +-- FirmwareError    no firmware, or a file that cannot be one
-        +-- ImageError       the README's GRUB image cannot be built here
-        +-- RuntimeDirError  nowhere to put the runtime directory, or it is in use
+    +-- UserError            exit status 2, and nothing was started
+    |   +-- TopologyError    a topology file, or a file it names
+    |   +-- FirmwareError    no firmware, or a file that cannot be one
+    |   +-- ImageError       the README's GRUB image cannot be built here
+    |   +-- RuntimeDirError  nowhere to put the runtime directory, or it is in use
+    +-- ProcessDied          exit status 1
+    +-- Interrupted          exit status 128 + the signal's number
 """
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
-from miniguest.ring.errors import UserError
+from miniguest.ring.errors import MiniguestError, UserError
 
 
 class TopologyError(UserError):
@@ -34,3 +37,15 @@ class ImageError(UserError):
 
 class RuntimeDirError(UserError):
     """No place for the runtime directory, or the one asked for is in use."""
+
+
+class ProcessDied(MiniguestError):
+    """A process of the topology ended that should not have; the message names it (exit status 1)."""
+
+
+class Interrupted(MiniguestError):
+    """The run was ended by a signal (exit status 128 + its number)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number

@@ -1,0 +1,182 @@
+"""The runtime directory: where a topology's memory, sockets and logs are while it lives.
+
+It should be on a tmpfs, since a domain's memory is a file there. A lock on a file in it tells whether anyone still
+lives in it: the processes of a topology inherit the lock, and it goes when the last of them has gone, however.
+"""
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from miniguest.deploy.errors import RuntimeDirError
+from miniguest.deploy.topology import Topology
+
+LOCK = "supervisor.pid"
+LONGEST_NAME = "/dom10000/doorbell31"       # the longest socket below the directory
+SOCKET_PATH_MAX = 107                       # bytes: sun_path without its NUL, unix(7)
+OVERHEAD = 64                               # MiB for each guest's mini-guest, and as much for dom0
+
+
+@contextmanager
+def runtime_directory(topology: Topology, explicit: Path | None = None) -> Iterator[Path]:
+    """A fresh directory of mode 0700, gone again at the end with all that is in it.
+
+    `explicit` must be absent or empty; when it was there before, it stays, empty. Without it the directory is made on
+    the first tmpfs of `candidates()` that has room for the memory of all guests. Raises RuntimeDirError.
+    """
+    directory, made = _claim(explicit) if explicit else (_fresh(topology), True)
+    lock = _lock(directory)
+    try:
+        yield directory
+    finally:
+        _empty(directory)
+        if made:
+            directory.rmdir()
+        os.close(lock)
+
+
+def room_needed(topology: Topology) -> int:
+    """Bytes of memory files when every page of every domain is touched."""
+    return (topology.memory + OVERHEAD * (len(topology.guest) + 1)) << 20
+
+
+def candidates() -> Iterator[tuple[Path, str]]:
+    """Where the directory may go, best first: (parent, start of its name)."""
+    if (named := os.environ.get("XDG_RUNTIME_DIR")) and os.path.isabs(named):
+        yield Path(named), "miniguest-"
+    if os.geteuid() == 0:
+        yield Path("/run"), "miniguest-"
+    yield Path("/dev/shm"), f"miniguest-{os.geteuid()}-"
+
+
+def _fresh(topology: Topology) -> Path:
+    needed = room_needed(topology)
+    refused = []
+    for parent, prefix in candidates():
+        if trouble := _parent_trouble(parent, needed):
+            refused.append(f"{parent} {trouble}")
+            continue
+        remove_stale(parent, prefix)
+        directory = Path(tempfile.mkdtemp(prefix=f"{prefix}{topology.name}-", dir=parent))
+        try:
+            _check_length(directory)
+        except RuntimeDirError:
+            directory.rmdir()
+            raise
+        return directory
+    raise RuntimeDirError(f"no tmpfs has {needed >> 20} MiB of room for the runtime directory: {'; '.join(refused)}: "
+                          "use --runtime DIR")
+
+
+def _parent_trouble(parent: Path, needed: int) -> str:
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        return "cannot be written"
+    if not is_tmpfs(parent):
+        return "is not a tmpfs"
+    if (free := free_bytes(parent)) < needed:
+        return f"has {free >> 20} MiB"
+    return ""
+
+
+def _claim(directory: Path) -> tuple[Path, bool]:
+    directory = directory.absolute()
+    _check_length(directory)
+    try:
+        directory.mkdir(mode=0o700)
+        return directory, True
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RuntimeDirError(f"{directory}: --runtime: cannot be made: {error.strerror}") from None
+    try:
+        if os.listdir(directory):
+            raise RuntimeDirError(f"{directory}: --runtime: {_busy(directory)}")
+        # 0700 for as long as it holds memory: the umask or whoever made it may have been more generous.
+        directory.chmod(0o700)
+    except OSError as error:
+        raise RuntimeDirError(f"{directory}: --runtime: cannot be used: {error.strerror}") from None
+    return directory, False
+
+
+def _busy(directory: Path) -> str:
+    lock = directory / LOCK
+    if is_stale(directory):
+        return "busy runtime directory: left over from a run that was killed, remove it"
+    if lock.exists():
+        return f"busy runtime directory: process {lock.read_text().strip()} uses it"
+    return "busy runtime directory: it is not empty"
+
+
+def _check_length(directory: Path) -> None:
+    if (excess := len(os.fsencode(directory)) + len(LONGEST_NAME) - SOCKET_PATH_MAX) > 0:
+        raise RuntimeDirError(f"{directory}: --runtime: {excess} bytes too long for the path of a UNIX socket")
+
+
+def _lock(directory: Path) -> int:
+    """Take the directory. The lock is held before its file has its name, so that nobody sees it unlocked."""
+    temporary = directory / f".{os.getpid()}.{LOCK}"
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, f"{os.getpid()}\n".encode())
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.link(temporary, directory / LOCK)        # not rename: of two that start at once only one may win
+    except FileExistsError:
+        os.close(fd)
+        raise RuntimeDirError(f"{directory}: --runtime: {_busy(directory)}") from None
+    finally:
+        temporary.unlink()
+    return fd
+
+
+def is_stale(directory: Path) -> bool:
+    """Whether this is a runtime directory whose processes are all gone."""
+    try:
+        fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def remove_stale(parent: Path, prefix: str) -> None:
+    """Remove what runs left behind that were killed with SIGKILL: nobody else could have."""
+    for directory in parent.glob(f"{prefix}*"):
+        found = directory.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and is_stale(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _empty(directory: Path) -> None:
+    for entry in os.scandir(directory):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this user may still write on the file system of `path`."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+def is_tmpfs(path: Path) -> bool:
+    """Whether `path` is on a tmpfs (or ramfs), by /proc/self/mountinfo; proc(5)."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, _, system = line.partition(" - ")
+        if mount.split()[2] == number:
+            return system.split()[0] in ("tmpfs", "ramfs")
+    return False
