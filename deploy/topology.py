@@ -32,6 +32,7 @@ Engine = Literal["auto", "unicorn"]
 Boot = Literal["c"]
 Doorbell = Literal["zmq", "fifo"]
 _CHOICES = {"access": Access, "format": Format, "engine": Engine, "boot": Boot, "doorbell": Doorbell}
+SIZE_MAX = 1 << 20          # bytes of a topology file
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,21 +108,24 @@ def parse(file: Path, text: str) -> Topology:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open("rb") as stream:
+            content = stream.read(SIZE_MAX + 1)
+        if len(content) <= SIZE_MAX and b"\0" not in content:
+            return content.decode()
     except UnicodeDecodeError:
-        raise TopologyError(file, "", "not a topology file: not UTF-8 text (an image goes with --disk)") from None
+        pass
     except OSError as error:
         raise TopologyError(file, "", f"cannot be read: {error.strerror}") from None
+    raise TopologyError(file, "", "not a topology file: an image goes with --disk")
 
 
 def _with_disk(topology: Topology, image: Path) -> Topology:
-    image = image.absolute()
     guest, *guests = topology.guest or (Guest(name="hvm0"),)
     disk, *disks = guest.disk or (Disk(image=image, vdev="hda"),)
     # Looked at here, where the message can name the option instead of a key of the file.
     if trouble := checks.image_trouble(image, disk.access):
         raise TopologyError(image, "--disk", trouble)
-    disk = msgspec.structs.replace(disk, image=image)
+    disk = msgspec.structs.replace(disk, image=image.absolute())
     guest = msgspec.structs.replace(guest, disk=(disk, *disks))
     return msgspec.structs.replace(topology, guest=(guest, *guests))
 

@@ -1,0 +1,4 @@
+"""`python -m miniguest.deploy` is the `miniguest` command."""
+from miniguest.deploy.cli import main
+
+main()
