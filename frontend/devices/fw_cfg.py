@@ -98,7 +98,7 @@ class FwCfg(Model):
         control, length, target = struct.unpack(">IIQ", self.memory.read(address, 16))
         if control & DMA_SELECT:
             self.write_selector(control >> 16)
-        failed = control & DMA_ERROR or not self._transfer(control, length, target)
+        failed = not self._transfer(control, length, target)
         self.memory.write(address, struct.pack(">I", DMA_ERROR if failed else 0))
 
     def _transfer(self, control: int, length: int, target: int) -> bool:

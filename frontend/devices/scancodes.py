@@ -29,7 +29,7 @@ def _table() -> bytes:
     table = bytearray(range(256))  # what has no counterpart passes through
     for set1, set2 in enumerate(bytes.fromhex(_ROWS), start=1):
         table[set2] = set1
-    table[0x7F] = table[0x84]  # SysRq has two codes in set 2
+    table[0x7F], table[0x02] = table[0x84], table[0x83]  # SysRq and F7 have two codes in set 2
     table[0x00] = 0xFF  # overrun
     return bytes(table)
 
