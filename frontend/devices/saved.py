@@ -32,7 +32,7 @@ def load(device: Model, saved: dict[str, Any]) -> None:
     if not isinstance(saved, dict) or saved.get("kind") != name or saved.get("version") != version:
         what = (saved.get("kind"), saved.get("version")) if isinstance(saved, dict) else type(saved).__name__
         raise StateError(f"state is of {what}, the device is {(name, version)}")
-    device.state = _typed(type(device.state), saved.get("state"), name)
+    device.state = _typed(type(device.state), saved.get("state"), name, device.state)
     device.restored()
 
 
@@ -54,15 +54,15 @@ def _hints(kind: type) -> dict[str, Any]:
     return {name: hint for name, hint in typing.get_type_hints(kind).items() if name in names}
 
 
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    """`value` as type `kind`: a dataclass, a list of something, bytearray, bytes, int, bool, float, str."""
+def _typed(kind: Any, value: Any, where: str, like: Any) -> Any:
+    """`value` as type `kind`: a dataclass, a list as long as `like`, bytearray, int, bool, float or str."""
     if dataclasses.is_dataclass(kind):
-        return _record(typing.cast(type, kind), value, where)
+        return _record(typing.cast(type, kind), value, where, like)
     if typing.get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise StateError(f"{where} is {type(value).__name__}, not a list")
+        if not isinstance(value, list) or len(value) != len(like):
+            raise StateError(f"{where} is not a list of {len(like)}")
         (item,) = typing.get_args(kind)
-        return [_typed(item, each, f"{where}[{i}]") for i, each in enumerate(value)]
+        return [_typed(item, each, f"{where}[{i}]", like[i]) for i, each in enumerate(value)]
     if kind is bytearray and isinstance(value, bytes):
         return bytearray(value)
     if kind is int and isinstance(value, bytes):
@@ -72,8 +72,10 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _record(kind: type, value: Any, where: str) -> Any:
+def _record(kind: type, value: Any, where: str, like: Any) -> Any:
     hints = _hints(kind)
     if not isinstance(value, dict) or value.keys() != hints.keys():
         raise StateError(f"{where} does not have the fields {', '.join(hints)}")
-    return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    return kind(
+        **{name: _typed(hint, value[name], f"{where}.{name}", getattr(like, name)) for name, hint in hints.items()}
+    )
