@@ -92,7 +92,12 @@ def main() -> NoReturn:
 
 
 def _invoke() -> int:
-    status = cli.main(prog_name="miniguest", standalone_mode=False)
+    # Not cli.main(), which would end the process with status 1 by itself when whoever reads our output goes away.
+    try:
+        with cli.make_context("miniguest", sys.argv[1:]) as context:
+            status = cli.invoke(context)
+    except click.exceptions.Exit as ended:      # --help and --version
+        return ended.exit_code
     return status if isinstance(status, int) else 0
 
 

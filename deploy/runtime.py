@@ -58,18 +58,14 @@ def candidates() -> Iterator[tuple[Path, str]]:
 def _fresh(topology: Topology) -> Path:
     needed = room_needed(topology)
     refused = []
-    for parent, prefix in candidates():
-        if trouble := _parent_trouble(parent, needed):
+    for parent, start in candidates():
+        prefix = f"{start}{topology.name}-"
+        # mkdtemp adds eight characters.
+        if trouble := _parent_trouble(parent, needed) or _length_trouble(parent / f"{prefix}12345678"):
             refused.append(f"{parent} {trouble}")
             continue
-        remove_stale(parent, prefix)
-        directory = Path(tempfile.mkdtemp(prefix=f"{prefix}{topology.name}-", dir=parent))
-        try:
-            _check_length(directory)
-        except RuntimeDirError:
-            directory.rmdir()
-            raise
-        return directory
+        remove_stale(parent, start)
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     raise RuntimeDirError(f"no tmpfs has {needed >> 20} MiB of room for the runtime directory: {'; '.join(refused)}: "
                           "use --runtime DIR")
 
@@ -86,7 +82,8 @@ def _parent_trouble(parent: Path, needed: int) -> str:
 
 def _claim(directory: Path) -> tuple[Path, bool]:
     directory = directory.absolute()
-    _check_length(directory)
+    if trouble := _length_trouble(directory):
+        raise RuntimeDirError(f"{directory}: --runtime: {trouble}")
     try:
         directory.mkdir(mode=0o700)
         return directory, True
@@ -113,9 +110,9 @@ def _busy(directory: Path) -> str:
     return "busy runtime directory: it is not empty"
 
 
-def _check_length(directory: Path) -> None:
-    if (excess := len(os.fsencode(directory)) + len(LONGEST_NAME) - SOCKET_PATH_MAX) > 0:
-        raise RuntimeDirError(f"{directory}: --runtime: {excess} bytes too long for the path of a UNIX socket")
+def _length_trouble(directory: Path) -> str:
+    excess = len(os.fsencode(directory)) + len(LONGEST_NAME) - SOCKET_PATH_MAX
+    return f"is {excess} bytes too long for the paths of UNIX sockets" if excess > 0 else ""
 
 
 def _lock(directory: Path) -> int:
