@@ -30,11 +30,11 @@ _WRITABLE = {
 
 
 class Piix3Isa(PciFunction):
-    """ISA bridge. `irq(number, level)` is called when the ISA interrupt behind a wire changes."""
+    """ISA bridge. `set_line(irq, level)` is called when the ISA interrupt behind a wire changes."""
 
-    def __init__(self, irq: Line = lambda number, level: None) -> None:
+    def __init__(self, set_line: Line = lambda number, level: None) -> None:
         super().__init__(Identity(0x8086, 0x7000, 0x060100, multifunction=True), command=0x108)
-        self.irq = irq
+        self.set_line = set_line
         self.preset({0x04: 0x07, 0x07: 0x02, 0x4C: 0x4D, 0x4E: 0x03, 0x69: 0x02, 0x70: 0x80})
         self.preset({PIRQRC + i: ROUTE_OFF for i in range(4)} | {0x76: 0x0C, 0x77: 0x0C, 0xA0: 0x08})
         self.allow(_WRITABLE)
@@ -66,7 +66,7 @@ class Piix3Isa(PciFunction):
         now = frozenset(irq for irq in routed if irq is not None)
         before, self._driven = self._driven, now
         for irq in sorted(before ^ now):
-            self.irq(irq, irq in now)
+            self.set_line(irq, irq in now)
 
     def restored(self) -> None:
         """The wires are not state: their owners drive them again."""
