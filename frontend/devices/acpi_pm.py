@@ -187,6 +187,7 @@ class Apm(Model):
             state.control |= SCI_EN
         elif value == ACPI_DISABLE:
             state.control &= ~SCI_EN
+        self.pm.changed()
 
     @regs.read(1, "APMS")
     def read_status(self) -> int:

@@ -110,6 +110,23 @@ class Window:
             value |= (self.model.read(self.first + offset + i, 1) if inside else 0xFF) << 8 * i
         return value
 
+    def read_string(self, offset: int, size: int, count: int) -> bytes:
+        """`count` reads as one; a model with a data port does it in one go."""
+        block = getattr(self.model, "read_string", None)
+        if block is not None and offset >= 0 and offset + size <= self.size:
+            data: bytes = block(self.first + offset, size, count)
+            return data
+        return b"".join(self.read(offset, size).to_bytes(size, "little") for _ in range(count))
+
+    def write_string(self, offset: int, size: int, data: bytes) -> None:
+        """Writes of `size` bytes each as one."""
+        block = getattr(self.model, "write_string", None)
+        if block is not None and offset >= 0 and offset + size <= self.size:
+            block(self.first + offset, size, data)
+            return
+        for at in range(0, len(data), size):
+            self.write(offset, size, int.from_bytes(data[at : at + size], "little"))
+
     def write(self, offset: int, size: int, value: int) -> None:
         if offset >= 0 and offset + size <= self.size:
             self.model.write(self.first + offset, size, value)

@@ -70,9 +70,11 @@ class IdeChannel(Model):
         self.state.line = level
 
     def _dma_started(self) -> None:
+        """The bus master's start bit, in somebody else's registers: whoever watches this channel must be told."""
         drive = self._selected()
         if drive is not None:
             drive.advance()
+            self.changed()
 
     # Who answers
 
