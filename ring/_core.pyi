@@ -3,7 +3,6 @@ from collections.abc import Iterable
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
-IO_OKAY: int
 IO_BAD_SEGMENT: int
 IO_BAD_GRANT: int
 IO_FAILED: int

@@ -196,8 +196,7 @@ cdef enum:
     SEGMENTS = 256             # the most one request may carry: what blkback offers as feature-max-indirect-segments
     PERSISTENT = 1056          # persistent grants kept per ring, as the classic 32 * 33
 
-cpdef enum:                    # answers of GrantedIO.transfer
-    IO_OKAY = 0
+cpdef enum:                    # answers of GrantedIO.transfer below 0
     IO_BAD_SEGMENT = -1
     IO_BAD_GRANT = -2
     IO_FAILED = -3
@@ -248,20 +247,20 @@ cdef class GrantedIO:
         """Move `count` blkif_request_segments (8 bytes each) between the file and the granted frames.
 
         write: from the frames to the file. offset: bytes in the file. limit: bytes the device still has from there
-        on. IO_OKAY or an IO_ error; for IO_FAILED `error` holds the errno (0: the file ended).
+        on. The bytes moved, or an IO_ error below 0; for IO_FAILED `error` holds the errno (0: the file ended).
         """
-        cdef int status
+        cdef int64_t status
         if count > SEGMENTS or segments.shape[0] < count * 8:
             return IO_BAD_SEGMENT
         with nogil:
             status = self._transfer(<const Segment *>&segments[0], count, write, fd, offset, limit)
         return status
 
-    cdef int _transfer(self, const Segment *segments, uint32_t count, bint write, int fd, int64_t offset,
+    cdef int64_t _transfer(self, const Segment *segments, uint32_t count, bint write, int fd, int64_t offset,
                        uint64_t limit) noexcept nogil:
         cdef uint32_t i, frame, mapped = 0
         cdef uint64_t total = 0
-        cdef int status = IO_OKAY
+        cdef int64_t status = 0
         for i in range(count):
             if segments[i].last_sect > 7 or segments[i].first_sect > segments[i].last_sect:
                 return IO_BAD_SEGMENT
@@ -276,7 +275,7 @@ cdef class GrantedIO:
             mapped += 1
             self.vec[i].iov_base = self.memory.at + <uint64_t>frame * PAGE + segments[i].first_sect * SECTOR
             self.vec[i].iov_len = (segments[i].last_sect - segments[i].first_sect + 1) * SECTOR
-        if status == IO_OKAY:
+        if status == 0:
             status = self._move(count, write, fd, offset, total)
         for i in range(mapped):
             if self.handles[i] >= 0:
@@ -300,7 +299,7 @@ cdef class GrantedIO:
         handle = self.mapper._map(self.table, gref, readonly, frame)
         return handle if handle >= 0 else handle - 1
 
-    cdef int _move(self, uint32_t count, bint write, int fd, int64_t offset, uint64_t total) noexcept nogil:
+    cdef int64_t _move(self, uint32_t count, bint write, int fd, int64_t offset, uint64_t total) noexcept nogil:
         cdef iovec *vec = self.vec
         cdef uint32_t left = count
         cdef ssize_t moved
@@ -320,7 +319,7 @@ cdef class GrantedIO:
             if left:
                 vec.iov_base = <uint8_t *>vec.iov_base + moved
                 vec.iov_len -= moved
-        return IO_OKAY
+        return <int64_t>total
 
 
 def grant_copy(GrantTable table not None, memory, uint32_t gref, uint32_t offset, local, bint to_grant, Mapper mapper not None):

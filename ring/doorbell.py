@@ -36,7 +36,7 @@ class ZmqDoorbell:
         self._socket = context.socket(zmq.PULL)
         self._socket.linger = 0
         self._socket.bind(f"ipc://{path}")
-        self.fd: int = self._socket.getsockopt(zmq.FD)
+        self.fd = int(self._socket.get(zmq.FD))
 
     def drain(self) -> None:
         """Take every message: zmq's descriptor tells of changes only, so it must be emptied each time."""

@@ -22,7 +22,7 @@ class Hypercalls:
     """A connection to the hypervisor. Calls block until it answers."""
 
     def __init__(self, runtime: Path) -> None:
-        self.context = zmq.Context.instance()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._socket = self.context.socket(zmq.REQ)
         self._socket.linger = 0
         self._socket.rcvtimeo = TIMEOUT_MS

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Final
 
 from miniguest.ring import _core
+from miniguest.ring.abi.hvm_params import HVM_PARAM_STORE_EVTCHN
 from miniguest.ring.events import Events, Port
 from miniguest.ring.grants import GRANT_ENTRIES, TRACK_ENTRIES, pins_path, track_path
 from miniguest.ring.hypercalls import Hypercalls
 from miniguest.ring.loop import Loop
 from miniguest.ring.memory import Memory, domain_directory
 from miniguest.ring.words import map_words
+from miniguest.ring.xenstore import PageTransport, SocketTransport, Xenstore
+
+XENSTORED_SOCKET: Final = "xenstored.sock"
 
 PR_SET_NAME: Final = 15
 PR_SET_PDEATHSIG: Final = 1
@@ -52,8 +56,7 @@ class Process:
         self.loop = Loop(self.events)
         self.undo.callback(self.events.close)
         self.undo.callback(self.loop.close)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.loop.stop())
+        signal.signal(signal.SIGTERM, lambda *_: self.loop.stop())
 
     def memory(self, domid: int) -> Memory:
         """A domain's memory, mapped once. FileNotFoundError when there is no such domain."""
@@ -81,6 +84,19 @@ class Process:
     def bind_interdomain(self, remote_domid: int, remote_port: int) -> Port:
         """A new port connected to a remote unbound one. HypercallError when it is not unbound, or not for us."""
         return self.events.bind_interdomain(remote_domid, remote_port)
+
+    def xenstore(self) -> Xenstore:
+        """A connection to xenstored: over the socket for dom0, over its xenstore page for any other domain."""
+        if self.domid == 0:
+            store = Xenstore(SocketTransport(self.runtime / XENSTORED_SOCKET), self.loop.call_soon)
+            self.loop.on_fd(store.fileno(), store.dispatch)
+        else:
+            memory = self.memory(self.domid)
+            port = self.events.adopt(self.hypercalls.call("get_param", domid=self.domid, index=HVM_PARAM_STORE_EVTCHN))
+            frame = memory.frame(memory.special("xenstore"))
+            store = Xenstore(PageTransport(frame, port.notify, lambda: self.loop.wait_port(port)), self.loop.call_soon)
+            self.loop.on_port(port, store.dispatch)
+        return store
 
     def close(self) -> None:
         """Undo everything."""

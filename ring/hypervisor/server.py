@@ -1,10 +1,10 @@
 """The hypervisor's process: answers hypercalls, buries processes that died, and ends the topology with its supervisor."""
+import contextlib
 import logging
 import os
 import shutil
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ log = logging.getLogger("hypervisor")
 
 
 class Server:
-    """Hypercalls in, answers out; `supervisor` is the process whose death ends everything."""
+    """Hypercalls in, answers out. `supervisor` is the process whose death ends everything; `report` the descriptor on
+    which that is said, and `leftovers` what else is to be removed then."""
 
-    def __init__(self, runtime: Path, supervisor: int) -> None:
+    def __init__(self, runtime: Path, supervisor: int, report: int = 2, leftovers: Sequence[Path] = ()) -> None:
         self.runtime = runtime
-        self.context = zmq.Context.instance()
+        self._report = report
+        self._leftovers = leftovers
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self.operations = Operations(runtime, Bells(self.context, runtime))
         self.stopping = False
         self._socket = self.context.socket(zmq.ROUTER)
@@ -94,14 +97,19 @@ class Server:
                     os.kill(vcpu.pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-        shutil.rmtree(self.runtime, ignore_errors=True)
-        print("miniguest: the supervisor died; the topology ended with it", file=sys.stderr, flush=True)
+        for directory in (self.runtime, *self._leftovers):
+            shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.write(self._report, b"miniguest: the supervisor died; the topology ended with it\n")
         self.stopping = True
 
 
-def main(runtime: Path, supervisor: int) -> None:
-    """Run the hypervisor until SIGTERM or the supervisor's death."""
-    server = Server(runtime, supervisor)
+def main(
+    runtime: Path, supervisor: int, ready: Callable[[], None], report: int = 2, leftovers: Sequence[Path] = ()
+) -> None:
+    """Run the hypervisor until SIGTERM or the supervisor's death. `ready` is called once it answers."""
+    server = Server(runtime, supervisor, report, leftovers)
+    ready()
 
     def stop(*_: object) -> None:
         raise SystemExit(0)

@@ -91,6 +91,7 @@ class PageTransport:
     def send(self, data: bytes) -> None:
         """Put all of `data` in the ring, waiting for room."""
         self._await_connected()
+        self._check()
         left = memoryview(data)
         while True:
             count = self._page.requests.write(left)

@@ -1,0 +1,119 @@
+"""The supervisor's child processes: forked from it, since it has imported everything already, and watched by pidfd."""
+import logging
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from miniguest.ring.process import PR_SET_NAME, prctl
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@dataclass(slots=True)
+class Child:
+    """A child process. exit_code is as in subprocess: -9 when signal 9 killed it; None while it runs."""
+
+    name: str
+    pid: int
+    pidfd: int
+    exit_code: int | None = None
+    cpu_s: float = 0.0
+    max_rss_bytes: int = 0
+
+    def how(self) -> str:
+        """How it ended, in words."""
+        code = self.exit_code or 0
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+    def kill(self, number: int) -> None:
+        """Send a signal; nothing happens when it has ended."""
+        if self.exit_code is None:
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def reap(self) -> None:
+        """Collect it, once its pidfd is readable."""
+        _, status, usage = os.wait4(self.pid, 0)
+        self.exit_code = os.waitstatus_to_exitcode(status)
+        self.cpu_s = usage.ru_utime + usage.ru_stime
+        self.max_rss_bytes = usage.ru_maxrss * 1024
+        os.close(self.pidfd)
+
+
+class Children:
+    """All of them. log_directory: where each has NAME.log, with what it prints and logs."""
+
+    def __init__(self, log_directory: Path) -> None:
+        self.all: list[Child] = []
+        self._logs = log_directory
+
+    def spawn(self, name: str, main: Callable[[], int | None], keep_stdin: bool = False) -> Child:
+        """Fork a child that runs `main` and ends with what it returns."""
+        # A signal that came between fork and the child's own handlers would run the supervisor's in the child.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._run(name, main, keep_stdin, blocked)
+        child = Child(name, pid, os.pidfd_open(pid))
+        self.all.append(child)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        return child
+
+    def _run(self, name: str, main: Callable[[], int | None], keep_stdin: bool, mask: Iterable[int]) -> None:
+        """The child's life. Never returns."""
+        status = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in (signal.SIGINT, signal.SIGHUP):       # a terminal sends them to all; the supervisor decides
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            prctl(PR_SET_NAME, name[:15].encode())
+            log = os.open(self._logs / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if not keep_stdin:
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            logging.basicConfig(stream=sys.__stderr__, level=logging.INFO, format=LOG_FORMAT, force=True)
+            status = main() or 0
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(status)
+
+    @property
+    def living(self) -> list[Child]:
+        """Those that have not been reaped."""
+        return [child for child in self.all if child.exit_code is None]
+
+    def wait(self, seconds: float | None, also: int | None = None) -> list[Child]:
+        """Wait until some child ends, `also` is readable or the time is up; the children that ended, reaped."""
+        poll = select.poll()
+        by_fd = {child.pidfd: child for child in self.living}
+        for fd in [*by_fd, *([also] if also is not None else [])]:
+            poll.register(fd, select.POLLIN)
+        ended = [by_fd[fd] for fd, _ in poll.poll(None if seconds is None else max(0, seconds) * 1000) if fd in by_fd]
+        for child in ended:
+            child.reap()
+        return ended
+
+    def stop(self, some: Iterable[Child], grace: float) -> None:
+        """SIGTERM to these, and SIGKILL to those that are still there after `grace` seconds."""
+        some = list(some)
+        deadline = time.monotonic() + grace
+        for child in some:
+            child.kill(signal.SIGTERM)
+        while any(child.exit_code is None for child in some) and time.monotonic() < deadline:
+            self.wait(deadline - time.monotonic())
+        for child in some:
+            child.kill(signal.SIGKILL)
+        while any(child.exit_code is None for child in some):
+            self.wait(None)

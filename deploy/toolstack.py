@@ -1,0 +1,107 @@
+"""The toolstack: makes domains and their devices, as xl does. Hypercalls and xenstore, nothing else."""
+from pathlib import Path
+from typing import Final
+
+from miniguest.deploy.topology import Disk, Guest
+from miniguest.ring.abi.hvm_params import (
+    HVM_PARAM_CONSOLE_EVTCHN,
+    HVM_PARAM_CONSOLE_PFN,
+    HVM_PARAM_DM_DOMAIN,
+    HVM_PARAM_IOREQ_PFN,
+    HVM_PARAM_STORE_EVTCHN,
+    HVM_PARAM_STORE_PFN,
+)
+from miniguest.ring.abi.xenbus import XenbusState
+from miniguest.ring.hypercalls import Hypercalls
+from miniguest.ring.memory import FRAME_SIZE, SPECIAL, domain_directory
+from miniguest.ring.xenbus import write_keys
+from miniguest.ring.xenstore import Xenstore
+
+MIB: Final = 1 << 20
+STUB_MEMORY: Final = 16 * MIB           # of a mini-guest: rings and the pages of requests under way
+DOM0_MEMORY: Final = MIB
+VDEVS: Final = {"hda": 768, "hdb": 832, "hdc": 5632, "hdd": 5696}      # Linux device numbers, as xl writes them
+STUB_SUFFIX: Final = "-dm"
+
+
+class Toolstack:
+    """Makes the domains of a topology."""
+
+    def __init__(self, runtime: Path, hypercalls: Hypercalls) -> None:
+        self._runtime = runtime
+        self._call = hypercalls.call
+
+    def create_dom0(self) -> None:
+        """dom0, before any of its processes starts."""
+        self._call("create_domain", domid=0, name="Domain-0", ram_frames=DOM0_MEMORY // FRAME_SIZE)
+
+    def create_guest(self, store: Xenstore, guest: Guest, domid: int, stub: int) -> None:
+        """An HVM guest and its mini-guest, with everything in xenstore that their processes look for."""
+        self._create(store, domid, guest.name, guest.memory * MIB)
+        self._create(store, stub, guest.name + STUB_SUFFIX, STUB_MEMORY)
+        self._call("create_ioreq_server", domid=domid, dm_domid=stub, vcpus=guest.vcpus)
+        self._set_params(domid, guest.memory * MIB // FRAME_SIZE, {HVM_PARAM_DM_DOMAIN: stub})
+        store.set_target(stub, domid)
+        path = f"/local/domain/{stub}/device-model/{domid}"
+        store.write(path, "")
+        store.set_perms(path, [f"n{stub}", "r0"])
+        for disk in guest.disk:
+            self._add_disk(store, stub, disk)
+
+    def _create(self, store: Xenstore, domid: int, name: str, memory: int) -> None:
+        frames = memory // FRAME_SIZE
+        self._call("create_domain", domid=domid, name=name, ram_frames=frames)
+        ports = {
+            HVM_PARAM_STORE_EVTCHN: self._call("evtchn_alloc_unbound", domid=domid, vcpu=0, remote_domid=0),
+            HVM_PARAM_CONSOLE_EVTCHN: self._call("evtchn_alloc_unbound", domid=domid, vcpu=0, remote_domid=0),
+        }
+        self._set_params(domid, frames, ports)
+        path = f"/local/domain/{domid}"
+        store.write(path, "")
+        store.set_perms(path, [f"n0", f"r{domid}"])
+        write_keys(store, path, {"name": name, "domid": domid, "vm": f"/vm/{domid}", "memory/target": memory >> 10})
+        for directory in ("device", "data", "control", "error"):
+            store.write(f"{path}/{directory}", "")
+            store.set_perms(f"{path}/{directory}", [f"n{domid}"])
+        write_keys(store, f"{path}/console", {
+            "ring-ref": frames + SPECIAL["console"], "port": ports[HVM_PARAM_CONSOLE_EVTCHN], "type": "xenconsoled",
+        })
+        store.introduce(domid, frames + SPECIAL["xenstore"], ports[HVM_PARAM_STORE_EVTCHN])
+
+    def _set_params(self, domid: int, frames: int, extra: dict[int, int]) -> None:
+        places = {HVM_PARAM_STORE_PFN: "xenstore", HVM_PARAM_CONSOLE_PFN: "console", HVM_PARAM_IOREQ_PFN: "ioreq"}
+        for index, value in ({index: frames + SPECIAL[name] for index, name in places.items()} | extra).items():
+            self._call("set_param", domid=domid, index=index, value=value)
+
+    def _add_disk(self, store: Xenstore, domid: int, disk: Disk) -> None:
+        """A vbd: both directories, each readable by the other end, in one transaction."""
+        device = VDEVS[disk.vdev]
+        front = f"/local/domain/{domid}/device/vbd/{device}"
+        back = f"/local/domain/0/backend/vbd/{domid}/{device}"
+        with store.transaction() as t:
+            for path, perms in ((front, [f"n{domid}", "r0"]), (back, ["n0", f"r{domid}"])):
+                t.write(path, "")
+                t.set_perms(path, perms)
+            write_keys(t, front, {
+                "backend": back, "backend-id": 0, "state": int(XenbusState.Initialising), "virtual-device": device,
+                "device-type": "disk",
+            })
+            write_keys(t, back, {
+                "frontend-id": domid, "online": 1, "bootable": 1, "dev": disk.vdev,
+                "type": "phy", "mode": "r" if disk.access == "ro" else "w", "device-type": "disk", "removable": 0,
+                "params": str(disk.image), "state": int(XenbusState.Initialising), "frontend": front,
+            })
+
+    def add_console(self, store: Xenstore, stub: int, output: str, prefix: str, stdin: bool) -> None:
+        """The mini-guest's console: its guest's serial line."""
+        back = f"/local/domain/0/backend/console/{stub}/0"
+        with store.transaction() as t:
+            write_keys(t, back, {
+                "output": output, "prefix": prefix, "input": int(stdin),
+                "copy": str(console_copy(self._runtime, stub)), "frontend": f"/local/domain/{stub}/console",
+            })
+
+
+def console_copy(runtime: Path, stub: int) -> Path:
+    """Where everything that a mini-guest's console printed is kept while the topology lives."""
+    return domain_directory(runtime, stub) / "console"

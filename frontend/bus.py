@@ -1,0 +1,185 @@
+"""The mini-guest's device bus: ports and addresses to devices, device lines to interrupt lines, deadlines to timers.
+
+Devices are registers and know none of this: after every access the wrapper here looks at their line and their deadline.
+"""
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from miniguest.frontend.devices.device import Device, GuestMemory
+from miniguest.ring.loop import Loop, Timer
+from miniguest.ring.ranges import MEMORY, PORT
+
+ONES: Final = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF, 8: 0xFFFFFFFFFFFFFFFF}
+log = logging.getLogger(__name__)
+
+
+class Claims(Protocol):
+    """Who is told what ranges this bus answers: the hypervisor, so that their exits come here."""
+
+    def map(self, kind: int, start: int, end: int, name: str) -> None: ...
+    def unmap(self, kind: int, start: int, end: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Attached:
+    """A device on the bus. `lines`: (interrupt line, its level now) for each line that it drives."""
+
+    name: str
+    device: Device
+    lines: tuple[tuple[int, Callable[[], bool]], ...] = ()
+    deadline: Callable[[], int | None] | None = None
+    tick: Callable[[], None] | None = None
+    timer: Timer | None = None
+    due: int | None = None
+
+
+class InterruptLines:
+    """Interrupt lines that several devices may share: a line is up while any of them drives it.
+
+    set_line(line, level): called when a line changes.
+    """
+
+    def __init__(self, set_line: Callable[[int, bool], None]) -> None:
+        self._set_line = set_line
+        self._drivers: dict[int, set[object]] = {}
+
+    def drive(self, line: int, driver: object, level: bool) -> None:
+        """`driver` drives a line, or no longer does."""
+        drivers = self._drivers.setdefault(line, set())
+        before = bool(drivers)
+        if level:
+            drivers.add(driver)
+        else:
+            drivers.discard(driver)
+        if before != bool(drivers):
+            self._set_line(line, bool(drivers))
+
+
+class Bus:
+    """Dispatches accesses to the devices attached. clock: nanoseconds, the devices' own."""
+
+    def __init__(
+        self, claims: Claims, lines: InterruptLines, memory: GuestMemory, loop: Loop, clock: Callable[[], int]
+    ) -> None:
+        self._claims = claims
+        self._lines = lines
+        self._memory = memory
+        self._loop = loop
+        self._clock = clock
+        self._ports: dict[int, tuple[int, Attached, Device]] = {}
+        self._regions: list[tuple[int, int, Attached, Device]] = []
+
+    def add(
+        self, name: str, device: Device, *lines: tuple[int, Callable[[], bool]],
+        deadline: Callable[[], int | None] | None = None, tick: Callable[[], None] | None = None,
+    ) -> Attached:
+        """A device with its interrupt lines and its clockwork; where it answers is said by `attach`."""
+        attached = Attached(name, device, lines, deadline, tick)
+        self._settle(attached)
+        return attached
+
+    def attach(self, kind: int, start: int, count: int, attached: Attached, window: Device | None = None) -> None:
+        """`attached` answers `count` ports or bytes from `start` on, through `window` when that is given."""
+        self._claims.map(kind, start, start + count - 1, attached.name)
+        device = window or attached.device
+        if kind == PORT:
+            self._ports.update((port, (start, attached, device)) for port in range(start, start + count))
+        else:
+            self._regions.append((start, start + count, attached, device))
+
+    def detach(self, kind: int, start: int, count: int) -> None:
+        """Nobody answers there any more."""
+        self._claims.unmap(kind, start, start + count - 1)
+        if kind == PORT:
+            for port in range(start, start + count):
+                self._ports.pop(port, None)
+        else:
+            self._regions[:] = [item for item in self._regions if item[:2] != (start, start + count)]
+
+    def changed(self, attached: Attached) -> None:
+        """A device changed state on its own."""
+        self._settle(attached)
+
+    # -- accesses
+    def _find(self, kind: int, address: int) -> tuple[int, Attached, Device] | None:
+        if kind == PORT:
+            return self._ports.get(address)
+        for start, end, attached, device in self._regions:
+            if start <= address < end:
+                return start, attached, device
+        return None
+
+    def read(self, kind: int, address: int, size: int) -> int:
+        """`size` bytes; all ones where nothing answers."""
+        found = self._find(kind, address)
+        if found is None:
+            return ONES.get(size, 0)
+        start, attached, device = found
+        value = device.read(address - start, size)
+        self._settle(attached)
+        return value
+
+    def write(self, kind: int, address: int, size: int, value: int) -> None:
+        """Write `size` bytes; dropped where nothing answers."""
+        found = self._find(kind, address)
+        if found is not None:
+            start, attached, device = found
+            device.write(address - start, size, value)
+            self._settle(attached)
+
+    def read_string(self, port: int, size: int, count: int, gpa: int) -> None:
+        """`count` elements from a port into guest memory at `gpa`."""
+        found = self._find(PORT, port)
+        if found is None:
+            self._memory.write(gpa, b"\xff" * (size * count))
+            return
+        start, attached, device = found
+        block = getattr(device, "read_string", None)
+        if block:
+            data = block(port - start, size, count)
+        else:
+            data = b"".join(device.read(port - start, size).to_bytes(size, "little") for _ in range(count))
+        self._memory.write(gpa, data)
+        self._settle(attached)
+
+    def write_string(self, port: int, size: int, count: int, gpa: int) -> None:
+        """`count` elements from guest memory at `gpa` to a port."""
+        found = self._find(PORT, port)
+        if found is None:
+            return
+        start, attached, device = found
+        data = self._memory.read(gpa, size * count)
+        block = getattr(device, "write_string", None)
+        if block:
+            block(port - start, size, data)
+        else:
+            for index in range(0, len(data), size):
+                device.write(port - start, size, int.from_bytes(data[index : index + size], "little"))
+        self._settle(attached)
+
+    # -- lines and deadlines
+    def _settle(self, attached: Attached) -> None:
+        for line, level in attached.lines:
+            self._lines.drive(line, attached.name, level())
+        if attached.deadline is None:
+            return
+        due = attached.deadline()
+        if due != attached.due:
+            attached.due = due
+            if attached.timer:
+                attached.timer.cancel()
+            attached.timer = None
+            if due is not None:
+                delay = max(0.0, (due - self._clock()) / 1e9)
+                attached.timer = self._loop.call_later(delay, lambda: self._tick(attached))
+
+    def _tick(self, attached: Attached) -> None:
+        attached.due = attached.timer = None
+        if attached.tick:
+            attached.tick()
+        self._settle(attached)
+
+
+__all__ = ["MEMORY", "PORT", "Attached", "Bus", "Claims", "InterruptLines"]

@@ -1,0 +1,1 @@
+"""vCPU engines: what runs guest code and hands out exits."""

@@ -1,0 +1,161 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
+"""The Unicorn callbacks that run at every block: kicks, timers and interrupt windows; and the search for RDMSR/WRMSR.
+
+Unicorn itself is reached through function addresses, so that this file needs none of its headers to build.
+"""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <time.h>
+    static inline uint64_t monotonic_ns(void)
+    { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000000000ull + t.tv_nsec; }
+    static inline uint8_t ld8(uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+    """
+    uint64_t monotonic_ns() noexcept nogil
+    uint8_t ld8(uint8_t *) noexcept nogil
+
+ctypedef int (*emu_stop_fn)(void *uc) noexcept nogil
+ctypedef int (*reg_read_fn)(void *uc, int regid, void *value) noexcept nogil
+ctypedef int (*vmem_read_fn)(void *uc, uint64_t address, int prot, void *data, size_t size) noexcept nogil
+
+cpdef enum:                    # Watch.stopped
+    STOP_NONE = 0
+    STOP_KICK = 1
+    STOP_TIMER = 2
+    STOP_WINDOW = 3
+
+cdef enum:
+    UC_X86_REG_EFLAGS = 25
+    UC_PROT_EXEC = 4
+    EFLAGS_IF = 0x200
+    HLT_OPCODE = 0xf4
+    PATIENCE = 255             # blocks between looks at the clock
+
+cdef struct State:
+    emu_stop_fn emu_stop
+    reg_read_fn reg_read
+    vmem_read_fn vmem_read
+    uint8_t *upcall
+    uint64_t deadline_ns
+    uint32_t blocks
+    uint8_t stopped
+    uint8_t want_interrupt
+    uint8_t request
+    void *on_msr
+
+cdef struct Block:             # unicorn.h, struct uc_tb
+    uint64_t pc
+    uint16_t icount
+    uint16_t size
+
+
+cdef bint opens_window(void *uc, State *state, uint64_t address) noexcept nogil:
+    """Whether an interrupt may be taken before the block at `address`: IF is set, and it is not a HLT.
+
+    A HLT right behind STI is in STI's shadow. Stopping there would deliver the interrupt before the HLT, which then
+    sleeps for a wake that has been used up; executed, it ends the run and the interrupt is delivered at once.
+    """
+    cdef uint32_t flags = 0
+    cdef uint8_t byte = 0
+    state.reg_read(uc, UC_X86_REG_EFLAGS, &flags)
+    if not flags & EFLAGS_IF:
+        return False
+    return state.vmem_read(uc, address, UC_PROT_EXEC, &byte, 1) != 0 or byte != HLT_OPCODE
+
+
+cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
+    """UC_HOOK_BLOCK. Stopping here stops before the block's first instruction, so nothing is executed twice."""
+    if state.stopped:
+        return
+    state.blocks += 1
+    if ld8(state.upcall) or state.request:
+        state.stopped = STOP_KICK
+    elif state.want_interrupt and opens_window(uc, state, address):
+        state.stopped = STOP_WINDOW
+    elif not state.blocks & PATIENCE and state.deadline_ns and monotonic_ns() >= state.deadline_ns:
+        state.stopped = STOP_TIMER
+    if state.stopped:
+        state.emu_stop(uc)
+
+
+cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexcept nogil:
+    """UC_HOOK_EDGE_GENERATED: a new block. Unicorn has no hook for RDMSR and WRMSR, so find their bytes."""
+    cdef uint8_t code[4096]
+    cdef uint32_t i, size = current.size
+    if size < 2 or size > 4096 or state.vmem_read(uc, current.pc, UC_PROT_EXEC, code, size):
+        return
+    for i in range(size - 1):
+        if code[i] == 0x0f and (code[i + 1] == 0x30 or code[i + 1] == 0x32):
+            with gil:
+                (<object>state.on_msr)(current.pc + i, current.pc, size)
+
+
+cdef class Watch:
+    """What the callbacks look at, and what they say.
+
+    emu_stop, reg_read, vmem_read: addresses of Unicorn's functions. upcall: address of the byte that stops the guest.
+    on_msr(address, block, size): bytes of RDMSR or WRMSR are at `address`.
+    """
+    cdef State state
+    cdef object on_msr
+
+    def __init__(self, uintptr_t emu_stop, uintptr_t reg_read, uintptr_t vmem_read, uintptr_t upcall, on_msr):
+        self.state.emu_stop = <emu_stop_fn><void *>emu_stop
+        self.state.reg_read = <reg_read_fn><void *>reg_read
+        self.state.vmem_read = <vmem_read_fn><void *>vmem_read
+        self.state.upcall = <uint8_t *>upcall
+        self.on_msr = on_msr
+        self.state.on_msr = <void *>on_msr
+
+    @property
+    def address(self):
+        """user_data for both callbacks."""
+        return <uintptr_t>&self.state
+
+    @property
+    def block_callback(self):
+        """Address of the UC_HOOK_BLOCK callback."""
+        return <uintptr_t><void *>&on_block
+
+    @property
+    def edge_callback(self):
+        """Address of the UC_HOOK_EDGE_GENERATED callback."""
+        return <uintptr_t><void *>&on_edge
+
+    @property
+    def stopped(self):
+        """Why the last run was stopped by a callback; STOP_NONE when it was not. Set it to STOP_NONE before a run."""
+        return self.state.stopped
+
+    @stopped.setter
+    def stopped(self, uint8_t value):
+        self.state.stopped = value
+
+    @property
+    def want_interrupt(self):
+        """Stop as soon as the guest can take an interrupt."""
+        return self.state.want_interrupt != 0
+
+    @want_interrupt.setter
+    def want_interrupt(self, bint value):
+        self.state.want_interrupt = value
+
+    @property
+    def request(self):
+        """Stop at the next block."""
+        return self.state.request != 0
+
+    @request.setter
+    def request(self, bint value):
+        self.state.request = value
+
+    @property
+    def deadline_ns(self):
+        """Stop once CLOCK_MONOTONIC reaches this; 0 for never."""
+        return self.state.deadline_ns
+
+    @deadline_ns.setter
+    def deadline_ns(self, uint64_t value):
+        self.state.deadline_ns = value

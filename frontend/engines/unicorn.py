@@ -1,0 +1,255 @@
+"""The Unicorn engine: unmodified 16- and 32-bit x86 software, no privileges needed.
+
+One vCPU: its locked instructions are not atomic between processes. No long mode. Page faults are delivered with an
+error code whose write bit is not known (Unicorn has no way to ask), general protection faults with error code 0.
+"""
+
+import ctypes
+import mmap
+from typing import Any, Final
+
+from unicorn import Uc, UcError
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const as x86
+from unicorn.unicorn_py3.unicorn import uclib
+
+from miniguest.frontend.engines import delivery, strings
+from miniguest.frontend.engines._hooks import STOP_KICK, STOP_NONE, STOP_TIMER, STOP_WINDOW, Watch
+from miniguest.frontend.engines.engine import ExitHandler, Stop
+from miniguest.frontend.engines.unicorn_cpu import UnicornCpu
+
+PAGE: Final = 4096
+FOUR_GIB: Final = 1 << 32
+VGA_HOLE: Final = (0xA0000, 0xC0000)
+BIOS_SHADOW: Final = 0x20000  # below 1 MiB: the last 128 KiB of the firmware
+CR0_AT_RESET: Final = 0x60000010
+STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.WINDOW}
+EXCEPTIONS: Final = 32
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+class UnicornEngine:
+    """A vCPU on Unicorn. ram: a shared mapping of at least `ram_size` bytes; firmware: the BIOS image; upcall: address of
+    the byte that stops the guest when it is not 0."""
+
+    name = "unicorn"
+
+    def __init__(self, ram: mmap.mmap, ram_size: int, firmware: bytes, handler: ExitHandler, upcall: int) -> None:
+        self.crash = ""
+        self._handler = handler
+        self._ram = ram
+        self._ram_size = ram_size
+        self._firmware = firmware
+        self._msrs: set[int] = set()
+        self._uc = uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
+        self._cpu = UnicornCpu(uc)
+        self._map_memory(ram, ram_size, firmware)
+        uc.ctl_exits_enabled(True)
+        uc.ctl_set_exits([])
+        self._watch = Watch(
+            _address(uclib.uc_emu_stop),
+            _address(uclib.uc_reg_read),
+            _address(uclib.uc_vmem_read),
+            upcall,
+            self._msr_found,
+        )
+        self._hook_compiled(uc_const.UC_HOOK_BLOCK, self._watch.block_callback)
+        self._hook_compiled(uc_const.UC_HOOK_EDGE_GENERATED, self._watch.edge_callback)
+        uc.hook_add(uc_const.UC_HOOK_INSN, self._in, aux1=x86.UC_X86_INS_IN)
+        uc.hook_add(uc_const.UC_HOOK_INSN, self._out, aux1=x86.UC_X86_INS_OUT)
+        uc.hook_add(uc_const.UC_HOOK_INSN, self._cpuid, aux1=x86.UC_X86_INS_CPUID)
+        uc.hook_add(uc_const.UC_HOOK_INTR, self._interrupt)
+        uc.hook_add(uc_const.UC_HOOK_INSN_INVALID, self._undefined)
+        uc.hook_add(uc_const.UC_HOOK_MEM_WRITE_PROT, self._rom_write, begin=ram_size, end=FOUR_GIB - 1)
+        self.reset()
+
+    def _hook_compiled(self, kind: int, callback: int) -> None:
+        handle = ctypes.c_size_t()
+        status = uclib.uc_hook_add(
+            self._uc._uch,
+            ctypes.byref(handle),
+            kind,
+            ctypes.c_void_p(callback),
+            ctypes.c_void_p(self._watch.address),
+            ctypes.c_uint64(1),
+            ctypes.c_uint64(0),
+        )
+        if status:
+            raise UcError(status)
+
+    # -- memory
+    def _map_memory(self, ram: mmap.mmap, ram_size: int, firmware: bytes) -> None:
+        self._anchor = (ctypes.c_char * len(ram)).from_buffer(ram)
+        base = ctypes.addressof(self._anchor)
+        rom = FOUR_GIB - len(firmware)
+        for start, end in ((0, VGA_HOLE[0]), (VGA_HOLE[1], ram_size)):
+            self._uc.mem_map_ptr(start, end - start, uc_const.UC_PROT_ALL, base + start)
+        for start, end in (VGA_HOLE, (ram_size, rom)):
+            self._uc.mmio_map(start, end - start, self._mmio_read, start, self._mmio_write, start)
+        self._uc.mem_map(rom, len(firmware), uc_const.UC_PROT_READ | uc_const.UC_PROT_EXEC)
+        self._uc.mem_write(rom, firmware)
+
+    def _mmio_read(self, _: Uc, offset: int, size: int, start: int) -> int:
+        return self._handler.mmio_read(start + offset, size)
+
+    def _mmio_write(self, _: Uc, offset: int, size: int, value: int, start: int) -> None:
+        self._handler.mmio_write(start + offset, size, value & (1 << 8 * size) - 1)
+
+    def _rom_write(self, _uc: Uc, _access: int, _address: int, _size: int, _value: int, _data: object) -> bool:
+        return True  # a store to ROM: nothing happens
+
+    # -- exits
+    def _in(self, uc: Uc, port: int, size: int, _: object) -> int:
+        string = strings.find_string(uc, self._cpu, size, strings.INS)
+        if string and self._handler.pio_in_string(port, size, string.count, string.gpa):
+            self.forget_code(string.gpa, string.count * size)
+            string.advance(uc, size)
+            # The instruction itself stores what we return, at the place of the first element.
+            return int.from_bytes(self._ram[string.gpa : string.gpa + size], "little")
+        return self._handler.pio_in(port, size)
+
+    def _out(self, uc: Uc, port: int, size: int, value: int, _: object) -> None:
+        string = strings.find_string(uc, self._cpu, size, strings.OUTS)
+        if string and self._handler.pio_out_string(port, size, string.count, string.gpa):
+            string.advance(uc, size)
+        else:
+            self._handler.pio_out(port, size, value & (1 << 8 * size) - 1)
+
+    def _cpuid(self, uc: Uc, _: object) -> int:
+        leaf, subleaf = uc.reg_read_batch([x86.UC_X86_REG_EAX, x86.UC_X86_REG_ECX])
+        answer = self._handler.cpuid(leaf, subleaf)
+        if answer is None:
+            return 0
+        registers = (x86.UC_X86_REG_EAX, x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX, x86.UC_X86_REG_EDX)
+        uc.reg_write_batch(list(zip(registers, answer, strict=True)))
+        return 1
+
+    def _msr_found(self, address: int, block: int, size: int) -> None:
+        """A new block may hold RDMSR or WRMSR: hook it, and have the block made anew with the hook in it."""
+        if address not in self._msrs:
+            self._msrs.add(address)
+            self._uc.hook_add(uc_const.UC_HOOK_CODE, self._msr, begin=address, end=address)
+            self._uc.ctl_remove_cache(block, block + size)
+            self._watch.stopped = STOP_KICK
+            self._uc.emu_stop()
+
+    def _msr(self, uc: Uc, address: int, _size: int, _: object) -> None:
+        opcode = self._cpu.read(address, 2)
+        if opcode in (b"\x0f\x30", b"\x0f\x32"):
+            index, low, high = uc.reg_read_batch([x86.UC_X86_REG_ECX, x86.UC_X86_REG_EAX, x86.UC_X86_REG_EDX])
+            self._handler.msr(index, opcode[1] == 0x30, high << 32 | low)
+
+    # -- interrupts and exceptions
+    def _interrupt(self, uc: Uc, vector: int, _: object) -> None:
+        software = vector >= EXCEPTIONS or self._is_software(vector)
+        self._deliver(vector, None if software else self._error_code(vector), software)
+
+    def _is_software(self, vector: int) -> bool:
+        """INT n leaves EIP behind itself, an exception at the faulting instruction: the bytes before EIP tell."""
+        self._cpu.load()
+        before = self._cpu.read(self._cpu.segment_base(self._cpu.cs) + self._cpu.eip - 2, 2)
+        return (
+            before == bytes((0xCD, vector))
+            or (vector == 3 and before[1] == 0xCC)
+            or (vector == 4 and before[1] == 0xCE)
+        )
+
+    def _error_code(self, vector: int) -> int | None:
+        if vector not in delivery.WITH_ERROR_CODE:
+            return None
+        if vector != delivery.PAGE_FAULT:
+            return 0
+        self._cpu.load()
+        present = self._cpu.translate(self._uc.reg_read(x86.UC_X86_REG_CR2)) is not None
+        return (1 if present else 0) | (4 if self._cpu.cs & 3 == 3 else 0)
+
+    def _undefined(self, _uc: Uc, _: object) -> bool:
+        self._deliver(6, None, False)
+        return True
+
+    def _deliver(self, vector: int, error_code: int | None, software: bool) -> None:
+        try:
+            delivery.deliver(self._cpu, vector, error_code, software)
+        except delivery.TripleFault as fault:
+            self.crash = f"triple fault {fault}, delivering vector {vector:#x}"
+            self._uc.emu_stop()
+
+    # -- the engine interface
+    def reset(self) -> None:
+        """CS:IP F000:FFF0, real mode, and the firmware's shadow below 1 MiB as after power-on."""
+        shadow = self._firmware[-BIOS_SHADOW:]
+        self._ram[0x100000 - len(shadow) : 0x100000] = shadow
+        self.forget_all_code()
+        self.crash = ""
+        zero = [
+            x86.UC_X86_REG_EAX,
+            x86.UC_X86_REG_EBX,
+            x86.UC_X86_REG_ECX,
+            x86.UC_X86_REG_EDX,
+            x86.UC_X86_REG_ESI,
+            x86.UC_X86_REG_EDI,
+            x86.UC_X86_REG_EBP,
+            x86.UC_X86_REG_ESP,
+            x86.UC_X86_REG_DS,
+            x86.UC_X86_REG_ES,
+            x86.UC_X86_REG_SS,
+            x86.UC_X86_REG_FS,
+            x86.UC_X86_REG_GS,
+        ]
+        self._uc.reg_write(x86.UC_X86_REG_CR0, CR0_AT_RESET)
+        self._uc.reg_write(x86.UC_X86_REG_IDTR, (0, 0, 0x3FF, 0))
+        for register in zero:
+            self._uc.reg_write(register, 0)
+        self._uc.reg_write(x86.UC_X86_REG_EFLAGS, 2)
+        self._uc.reg_write(x86.UC_X86_REG_CS, 0xF000)
+        self._uc.reg_write(x86.UC_X86_REG_EIP, 0xFFF0)
+
+    def run(self, deadline_ns: int) -> Stop:
+        """Run until something stops it."""
+        watch = self._watch
+        watch.stopped = STOP_NONE
+        watch.deadline_ns = deadline_ns
+        try:
+            self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_EIP), 0)
+        except UcError as error:
+            if error.errno == uc_const.UC_ERR_EXCEPTION or not self.crash:
+                self.crash = f"{error} at {self._where()}"
+        watch.request = False
+        if self.crash:
+            return Stop.CRASH
+        return STOPS.get(watch.stopped, Stop.HALT)
+
+    def _where(self) -> str:
+        self._cpu.load()
+        return f"{self._cpu.cs:04x}:{self._cpu.eip:08x}"
+
+    def want_interrupt(self, wanted: bool) -> None:
+        """Stop with WINDOW when IF is set."""
+        self._watch.want_interrupt = wanted
+
+    def interruptible(self) -> bool:
+        """EFLAGS.IF."""
+        return bool(self._uc.reg_read(x86.UC_X86_REG_EFLAGS) & delivery.EFLAGS_IF)
+
+    def interrupt(self, vector: int) -> None:
+        """Enter the handler of an external interrupt."""
+        self._deliver(vector, None, False)
+
+    def kick(self) -> None:
+        """Stop at the next block."""
+        self._watch.request = True
+
+    def forget_code(self, gpa: int, size: int) -> None:
+        """Drop translated blocks of a range of RAM."""
+        self._uc.ctl_remove_cache(gpa, gpa + size)
+
+    def forget_all_code(self) -> None:
+        """Drop every translated block."""
+        self._uc.ctl_flush_tb()
+
+    def close(self) -> None:
+        """Free Unicorn's engine; the mapping of RAM stays its owner's."""
+        del self._uc

@@ -1,0 +1,125 @@
+"""The x86 state of a Unicorn engine, as interrupt delivery and string instructions need it: registers, segments, memory."""
+
+import ctypes
+from typing import Final
+
+from unicorn import Uc, UcError
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const as x86
+from unicorn.unicorn_py3.unicorn import uclib
+
+from miniguest.frontend.engines.delivery import CR0_PE, CR0_PG, EFLAGS_VM
+
+DELIVERY: Final = [
+    x86.UC_X86_REG_EIP,
+    x86.UC_X86_REG_CS,
+    x86.UC_X86_REG_SS,
+    x86.UC_X86_REG_ESP,
+    x86.UC_X86_REG_EFLAGS,
+    x86.UC_X86_REG_CR0,
+]
+DATA_SEGMENTS: Final = [x86.UC_X86_REG_ES, x86.UC_X86_REG_DS, x86.UC_X86_REG_FS, x86.UC_X86_REG_GS]
+
+
+class UnicornCpu:
+    """A processor for `delivery.deliver`, over a Unicorn engine in 32-bit mode."""
+
+    def __init__(self, uc: Uc) -> None:
+        self._uc = uc
+        self._clear = False
+        self.eip = self.cs = self.ss = self.esp = self.eflags = self.cr0 = 0
+
+    def load(self) -> None:
+        """Read the fields from the processor."""
+        self._clear = False
+        self.eip, self.cs, self.ss, self.esp, self.eflags, self.cr0 = self._uc.reg_read_batch(DELIVERY)
+
+    def store(self) -> None:
+        """Write them back. One batch: EIP written alone inside a hook is lost at the next stop."""
+        registers = [(x86.UC_X86_REG_EFLAGS, self.eflags), (x86.UC_X86_REG_SS, self.ss), (x86.UC_X86_REG_ESP, self.esp)]
+        if self._clear:
+            registers += [(register, 0) for register in DATA_SEGMENTS]
+        registers += [(x86.UC_X86_REG_CS, self.cs), (x86.UC_X86_REG_EIP, self.eip)]
+        self._uc.reg_write_batch(registers)
+
+    def idt(self) -> tuple[int, int]:
+        """(base, limit)."""
+        _, base, limit, _ = self._uc.reg_read(x86.UC_X86_REG_IDTR)
+        return base, limit
+
+    def task_state(self) -> tuple[int, int, bool]:
+        """(base, limit, whether 32-bit), from TR's descriptor."""
+        selector, base, limit, _ = self._uc.reg_read(x86.UC_X86_REG_TR)
+        descriptor = self.descriptor(selector) or 0
+        return base, limit, bool(descriptor >> 43 & 1)
+
+    def data_segments(self) -> tuple[int, int, int, int]:
+        """ES, DS, FS, GS."""
+        es, ds, fs, gs = self._uc.reg_read_batch(DATA_SEGMENTS)
+        return es, ds, fs, gs
+
+    def clear_data_segments(self) -> None:
+        """Null them with the next `store`."""
+        self._clear = True
+
+    def descriptor(self, selector: int) -> int | None:
+        """A descriptor's 8 bytes from the GDT or LDT."""
+        if selector & 0xFFFC == 0:
+            return None
+        table = x86.UC_X86_REG_LDTR if selector & 4 else x86.UC_X86_REG_GDTR
+        _, base, limit, _ = self._uc.reg_read(table)
+        if (selector | 7) > limit:
+            return None
+        return int.from_bytes(self.read(base + (selector & 0xFFF8), 8), "little")
+
+    def segment_base(self, selector: int) -> int:
+        """A segment's base as the mode at the last `load` says: shifted selector, or its descriptor's."""
+        if not self.cr0 & CR0_PE or self.eflags & EFLAGS_VM:
+            return selector << 4
+        descriptor = self.descriptor(selector) or 0
+        return descriptor >> 16 & 0xFFFFFF | descriptor >> 32 & 0xFF000000
+
+    def code_is_wide(self) -> bool:
+        """Whether code has 32-bit operands and addresses by default (the D bit), as at the last `load`."""
+        if not self.cr0 & CR0_PE or self.eflags & EFLAGS_VM:
+            return False
+        return bool((self.descriptor(self.cs) or 0) >> 54 & 1)
+
+    def translate(self, linear: int, write: bool = False) -> int | None:
+        """The guest-physical address of a linear one; None when it is not mapped."""
+        if not self.cr0 & CR0_PG:
+            return linear & 0xFFFFFFFF
+        physical = ctypes.c_uint64()
+        prot = uc_const.UC_PROT_WRITE if write else uc_const.UC_PROT_READ
+        if uclib.uc_vmem_translate(
+            self._uc._uch, ctypes.c_uint64(linear), ctypes.c_uint32(prot), ctypes.byref(physical)
+        ):
+            return None
+        return physical.value
+
+    def read(self, linear: int, size: int) -> bytes:
+        """Bytes at a linear address; ones where nothing is mapped."""
+        out = b""
+        while len(out) < size:
+            at = linear + len(out) & 0xFFFFFFFF
+            part = min(size - len(out), 4096 - (at & 4095))
+            physical = self.translate(at)
+            try:
+                out += bytes(self._uc.mem_read(physical, part)) if physical is not None else b"\xff" * part
+            except UcError:
+                out += b"\xff" * part
+        return out
+
+    def write(self, linear: int, data: bytes) -> None:
+        """Bytes to a linear address; dropped where nothing is mapped."""
+        done = 0
+        while done < len(data):
+            at = linear + done & 0xFFFFFFFF
+            part = data[done : done + 4096 - (at & 4095)]
+            physical = self.translate(at, write=True)
+            if physical is not None:
+                try:
+                    self._uc.mem_write(physical, part)
+                except UcError:
+                    return
+            done += len(part)

@@ -1,0 +1,223 @@
+"""The mini-guest's process: device models for one HVM guest, in a domain of their own. One event loop, no threads.
+
+It reaches the outside only through split drivers: blkfront for disks, the console page for the serial line, xenbus.
+"""
+import logging
+import time
+from typing import Final
+
+from miniguest.frontend.blkfront import Blkfront
+from miniguest.frontend.blkfront_xenbus import BlkfrontDevice
+from miniguest.frontend.bus import MEMORY, PORT, Bus, InterruptLines
+from miniguest.frontend.consfront import Consfront
+from miniguest.frontend.devices.device import Disk
+from miniguest.frontend.pages import Pages
+from miniguest.frontend.pc import Pc, Surroundings
+from miniguest.ring import _core
+from miniguest.ring.abi.hvm_params import HVM_PARAM_CONSOLE_EVTCHN
+from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
+from miniguest.ring.abi.ioreq import (
+    IOREQ_READ,
+    IOREQ_TYPE_COPY,
+    IOREQ_TYPE_PIO,
+    STATE_IOREQ_INPROCESS,
+    STATE_IOREQ_NONE,
+    STATE_IORESP_READY,
+)
+from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
+from miniguest.ring.events import Port
+from miniguest.ring.grants import Grants
+from miniguest.ring.lines import LineDriver
+from miniguest.ring.memory import Memory
+from miniguest.ring.modified import ModifiedWriter
+from miniguest.ring.process import Process
+from miniguest.ring.xenstore import Xenstore
+
+SPACES: Final = {IOREQ_TYPE_PIO: PORT, IOREQ_TYPE_COPY: MEMORY}
+VDEVS: Final = {768: "hda", 832: "hdb", 5632: "hdc", 5696: "hdd"}      # Linux device numbers, as xl writes them
+DRAIN_SECONDS: Final = 1.0
+SIZES: Final = (1, 2, 4, 8)
+MAX_ELEMENTS: Final = 1 << 20
+log = logging.getLogger(__name__)
+console_log = logging.getLogger("firmware")
+
+
+class TargetMemory:
+    """The guest's RAM for DMA; every write is told to the vCPU, which may hold code translated from it."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._modified = ModifiedWriter(memory.frame(memory.special("modified")))
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """As Memory.read."""
+        return self._memory.read(gpa, size)
+
+    def write(self, gpa: int, data: bytes | memoryview) -> None:
+        """As Memory.write, and noted."""
+        self._memory.write(gpa, data)
+        self._modified.note(gpa, min(len(data), max(0, self._memory.ram_size - gpa)))
+
+
+class HypervisorClaims:
+    """Tells the hypervisor which ranges the bus answers."""
+
+    def __init__(self, process: Process, target: int) -> None:
+        self._call = process.hypercalls.call
+        self._target = target
+
+    def map(self, kind: int, start: int, end: int, name: str) -> None:
+        """Claim a range."""
+        self._call("map_io_range", domid=self._target, kind=kind, start=start, end=end, name=name)
+
+    def unmap(self, kind: int, start: int, end: int) -> None:
+        """Give it up."""
+        self._call("unmap_io_range", domid=self._target, kind=kind, start=start, end=end)
+
+
+class MiniGuest:
+    """The device model of domain `target`, which has `vcpus` vCPUs."""
+
+    def __init__(self, process: Process, target: int, vcpus: int) -> None:
+        self._process = process
+        self._target = target
+        memory = process.memory(target)
+        self._slots = [_core.IoreqSlot(memory.frame(memory.special("ioreq")), index) for index in range(vcpus)]
+        self._ports = [self._bind_ioreq(memory, index) for index in range(vcpus)]
+        self._line_driver = LineDriver(memory.frame(memory.special("irq_lines")))
+        self._answering = False
+        own = process.memory(process.domid)
+        self.store = process.xenstore()
+        self._pages = Pages(own)
+        self._grants = Grants(own)
+        self.disks = connect_disks(process, self.store, self._pages, self._grants)
+        self._target_memory = TargetMemory(memory)
+        self._console = self._connect_console(own)
+        self._lines = InterruptLines(self._set_line)
+        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, process.loop, time.monotonic_ns)
+        disks: dict[str, Disk] = {vdev: disk for vdev, disk in self.disks.items()}
+        self.pc = Pc(self._surroundings(), memory.ram_size, vcpus, disks)
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            bus=self._bus, lines=self._lines, memory=self._target_memory, clock=time.monotonic_ns, wall=time.time,
+            power_off=lambda: self._shutdown(SHUTDOWN_poweroff), reset=lambda: self._shutdown(SHUTDOWN_reboot),
+            console=self._console.send, debug=lambda line: console_log.info("%s", line.decode("latin-1").rstrip()),
+        )
+
+    def _shutdown(self, reason: int) -> None:
+        self._process.hypercalls.call("shutdown", domid=self._target, reason=reason)
+
+    # -- console
+    def _connect_console(self, own: Memory) -> Consfront:
+        process = self._process
+        port = process.events.adopt(process.hypercalls.call("get_param", domid=process.domid, index=HVM_PARAM_CONSOLE_EVTCHN))
+        console = Consfront(own.frame(own.special("console")), port.notify, self._serial_input)
+        process.loop.on_port(port, console.on_event)
+        return console
+
+    def _serial_input(self, data: bytes) -> int:
+        return self.pc.receive(data)
+
+    # -- device requests
+    def _bind_ioreq(self, memory: Memory, index: int) -> Port:
+        page = memory.frame(memory.special("ioreq"))
+        offset = index * IOREQ_LAYOUT.size + IOREQ_LAYOUT.offset["vp_eport"]
+        port = self._process.bind_interdomain(self._target, int.from_bytes(page[offset : offset + 4], "little"))
+        self._process.loop.on_port(port, lambda: self._on_ioreq(index))
+        return port
+
+    def _on_ioreq(self, index: int) -> None:
+        slot = self._slots[index]
+        request = slot.take()
+        if request is None:
+            state = slot.state
+            if state not in (STATE_IOREQ_NONE, STATE_IORESP_READY, STATE_IOREQ_INPROCESS):
+                self._crash(f"ioreq state {state} of vCPU {index}")
+            return
+        type_, address, data, count, size, direction, is_pointer, downwards = request
+        kind = SPACES.get(type_)
+        if kind is None or size not in SIZES or not 1 <= count <= MAX_ELEMENTS:
+            self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
+            return
+        self._answering = True
+        answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
+        self._answering = False
+        slot.complete(answer)
+        self._ports[index].notify()
+        self._console.feed()
+
+    def _answer(
+        self, kind: int, address: int, data: int, count: int, size: int, direction: int, is_pointer: bool, downwards: bool
+    ) -> int:
+        bus = self._bus
+        if not is_pointer:
+            if direction == IOREQ_READ:
+                return bus.read(kind, address, size)
+            bus.write(kind, address, size, data & (1 << 8 * size) - 1)
+        elif kind == PORT and not downwards:
+            move = bus.read_string if direction == IOREQ_READ else bus.write_string
+            move(address, size, count, data)
+        else:
+            self._one_by_one(kind, address, data, count, size, direction, -size if downwards else size)
+        return 0
+
+    def _one_by_one(self, kind: int, address: int, gpa: int, count: int, size: int, direction: int, step: int) -> None:
+        """Elements between guest memory and a device, in either direction; memory-mapped ones step along too."""
+        for index in range(count):
+            at = address if kind == PORT else address + index * step
+            where = gpa + index * step
+            if direction == IOREQ_READ:
+                self._target_memory.write(where, self._bus.read(kind, at, size).to_bytes(size, "little"))
+            else:
+                self._bus.write(kind, at, size, int.from_bytes(self._target_memory.read(where, size), "little"))
+
+    def _crash(self, reason: str) -> None:
+        """The vCPU's side broke the protocol: only that guest ends."""
+        log.error("domain %d: %s", self._target, reason)
+        self._shutdown(SHUTDOWN_crash)
+
+    def _set_line(self, line: int, level: bool) -> None:
+        # While a request is answered the vCPU waits for the answer, and looks at the lines after it.
+        if self._line_driver.set(line, level) and not self._answering:
+            self._ports[0].notify()
+
+    def drain(self) -> None:
+        """Get rid of the console's last words."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._console.pending and time.monotonic() < deadline:
+            self._process.loop.turn(0.05)
+
+
+def connect_disks(process: Process, store: Xenstore, pages: Pages, grants: Grants) -> dict[str, Blkfront]:
+    """Connect every vbd of the domain; wait until each is there, or cannot be. By vdev."""
+    disks: dict[str, Blkfront] = {}
+    waiting: set[int] = set()
+    for name in store.directory("device/vbd") if store.exists("device/vbd") else []:
+        number = int(name)
+        waiting.add(number)
+
+        def ready(disk: Blkfront, number: int = number) -> None:
+            disks[VDEVS[number]] = disk
+            waiting.discard(number)
+
+        def lost(reason: str, number: int = number) -> None:
+            log.error("vbd %d: %s", number, reason)
+            waiting.discard(number)
+
+        device = BlkfrontDevice(process, store, f"device/vbd/{name}", pages, grants, ready, lost)
+        process.undo.callback(device.close)
+    while waiting and not process.loop.stopping:
+        process.loop.turn()
+    return disks
+
+
+def main(process: Process, target: int, vcpus: int) -> None:
+    """Be the device model of domain `target` until the loop is stopped. In xenstore, `state` says when it is ready."""
+    guest = MiniGuest(process, target, vcpus)
+    guest.store.write(f"device-model/{target}/state", "running")
+    process.loop.run()
+    process.loop.stopping = False
+    guest.drain()
+
+

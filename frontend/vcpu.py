@@ -1,0 +1,285 @@
+"""The vCPU's process: the hypervisor's side of one vCPU. Counts exits and answers them, here or through an ioreq.
+
+Runs as vCPU 32 + n of the guest's domain, so that its event channels are none of the guest's own.
+"""
+import logging
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+from miniguest.frontend.devices.device import Device
+from miniguest.frontend.engines.engine import Engine, Stop
+from miniguest.frontend.engines.unicorn import UnicornEngine
+from miniguest.frontend.platform import Platform
+from miniguest.ring import _core
+from miniguest.ring.abi.ioreq import (
+    IOREQ_READ,
+    IOREQ_TYPE_COPY,
+    IOREQ_TYPE_PIO,
+    IOREQ_WRITE,
+    STATE_IORESP_READY,
+)
+from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
+from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
+from miniguest.ring.events import HYPERVISOR_SIDE
+from miniguest.ring.exits import UNCLAIMED, ExitCounters, ExitKind, exits_path
+from miniguest.ring.lines import LineWatcher
+from miniguest.ring.loop import DOORBELL, PENDING
+from miniguest.ring.memory import FRAME_SIZE, SHUTDOWN_OFFSET
+from miniguest.ring.modified import ModifiedReader
+from miniguest.ring.process import Process
+from miniguest.ring.ranges import MEMORY, PORT, Ranges
+
+log = logging.getLogger(__name__)
+now_ns = _core.now_ns
+SPACE: Final = {ExitKind.PIO_IN: PORT, ExitKind.PIO_OUT: PORT, ExitKind.MMIO_READ: MEMORY, ExitKind.MMIO_WRITE: MEMORY}
+
+
+class Ended(IntEnum):
+    """How a guest ended: the exit status of its vCPU's process."""
+
+    HALT = 0                    # HLT with interrupts off
+    STOPPED = 10                # told to stop by signal
+    POWEROFF = 11
+    REBOOT = 12
+    CRASH = 13
+    TIMEOUT = 14                # told to stop by the toolstack
+
+
+SHUTDOWNS: Final = {SHUTDOWN_poweroff: Ended.POWEROFF, SHUTDOWN_reboot: Ended.REBOOT, SHUTDOWN_crash: Ended.CRASH}
+
+
+@dataclass(slots=True)
+class Route:
+    """Where exits of one kind, address and size go, and the counter they are on."""
+
+    row: int
+    device: Device | None = None
+    offset: int = 0
+    claimed: bool = False
+
+
+class Vcpu:
+    """Exit handler of the engine, and the run loop around it."""
+
+    def __init__(self, process: Process, index: int, firmware: bytes) -> None:
+        domid = process.domid
+        memory = process.memory(domid)
+        self._process = process
+        self._loop = process.loop
+        self._upcall = process.loop.upcall
+        self._info = memory.frame(memory.special("hypervisor_info"))
+        self._counters = ExitCounters(exits_path(process.runtime, domid))
+        self._count = self._counters.count
+        self._routes: dict[tuple[ExitKind, int, int], Route] = {}
+        self._ranges = Ranges(memory.frame(memory.special("ranges")))
+        self._lines = LineWatcher(memory.frame(memory.special("irq_lines")))
+        self._modified = ModifiedReader(memory.frame(memory.special("modified")))
+        self._platform = Platform(now_ns)
+        ioreq_page = memory.frame(memory.special("ioreq"))
+        self._slot = _core.IoreqSlot(ioreq_page, index)
+        offset = index * IOREQ_LAYOUT.size + IOREQ_LAYOUT.offset["vp_eport"]
+        self._port = process.events.adopt(int.from_bytes(ioreq_page[offset : offset + 4], "little"))
+        self._loop.on_port(self._port, lambda: None)
+        self.engine: Engine = UnicornEngine(memory.map, memory.ram_size, firmware, self, self._upcall.pending_address)
+        self._ranges.refresh()
+
+    # -- exits
+    def _route(self, kind: ExitKind, address: int, size: int) -> Route:
+        if self._ranges.refresh():
+            self._routes = {key: route for key, route in self._routes.items() if route.device}
+        route = self._routes.get((kind, address, size))
+        return route or self._new_route(kind, address, size)
+
+    def _new_route(self, kind: ExitKind, address: int, size: int) -> Route:
+        local = self._platform.find(SPACE[kind], address)
+        claimed = self._ranges.find(SPACE[kind], address)
+        if local:
+            name, device, offset = local
+            route = Route(self._row(kind, name, address, size), device, offset)
+        else:
+            route = Route(self._row(kind, claimed.name if claimed else UNCLAIMED, address, size), claimed=claimed is not None)
+        self._routes[kind, address, size] = route
+        return route
+
+    def _row(self, kind: ExitKind, device: str, address: int, size: int) -> int:
+        return self._counters.row(kind, device, address, size)
+
+    def pio_in(self, port: int, size: int) -> int:
+        """IN."""
+        return self._read(ExitKind.PIO_IN, IOREQ_TYPE_PIO, port, size)
+
+    def pio_out(self, port: int, size: int, value: int) -> None:
+        """OUT."""
+        self._write(ExitKind.PIO_OUT, IOREQ_TYPE_PIO, port, size, value)
+
+    def mmio_read(self, address: int, size: int) -> int:
+        """A load from where there is no RAM."""
+        return self._read(ExitKind.MMIO_READ, IOREQ_TYPE_COPY, address, size)
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        """A store to where there is no RAM."""
+        self._write(ExitKind.MMIO_WRITE, IOREQ_TYPE_COPY, address, size, value)
+
+    def _read(self, kind: ExitKind, type_: int, address: int, size: int) -> int:
+        start = now_ns()
+        route = self._route(kind, address, size)
+        ones = (1 << 8 * size) - 1
+        if route.device:
+            self._tick()                # what time brought is there before the register is read
+            value = route.device.read(route.offset, size)
+            self._sync()
+        elif route.claimed:
+            value = self._request(type_, address, 0, 1, size, IOREQ_READ) & ones
+        else:
+            value = ones
+        self._count(route.row, 1, now_ns() - start)
+        return value
+
+    def _write(self, kind: ExitKind, type_: int, address: int, size: int, value: int) -> None:
+        start = now_ns()
+        route = self._route(kind, address, size)
+        if route.device:
+            self._tick()
+            route.device.write(route.offset, size, value)
+            self._sync()
+        elif route.claimed:
+            self._request(type_, address, value, 1, size, IOREQ_WRITE)
+        self._count(route.row, 1, now_ns() - start)
+
+    def pio_in_string(self, port: int, size: int, count: int, gpa: int) -> bool:
+        """REP INS as one exit."""
+        return self._string(ExitKind.PIO_IN, port, size, count, gpa, IOREQ_READ)
+
+    def pio_out_string(self, port: int, size: int, count: int, gpa: int) -> bool:
+        """REP OUTS as one exit."""
+        return self._string(ExitKind.PIO_OUT, port, size, count, gpa, IOREQ_WRITE)
+
+    def _string(self, kind: ExitKind, port: int, size: int, count: int, gpa: int, direction: int) -> bool:
+        start = now_ns()
+        route = self._route(kind, port, size)
+        if not route.claimed or gpa + count * size > self._process.memory(self._process.domid).ram_size:
+            return False
+        self._request(IOREQ_TYPE_PIO, port, gpa, count, size, direction, data_is_ptr=True)
+        self._count(route.row, count, now_ns() - start)
+        return True
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int] | None:
+        """Counted; the engine answers."""
+        self._count_only(ExitKind.CPUID, leaf)
+        return None
+
+    def msr(self, index: int, write: bool, value: int) -> None:
+        """Counted; the engine executes it."""
+        self._count_only(ExitKind.MSR, index)
+
+    def _count_only(self, kind: ExitKind, address: int, ns: int = 0) -> None:
+        route = self._routes.get((kind, address, 0))
+        if route is None:
+            route = self._routes[kind, address, 0] = Route(self._row(kind, "cpu", address, 0), _NoDevice())
+        self._count(route.row, 1, ns)
+
+    # -- requests to the device model
+    def _request(self, type_: int, address: int, data: int, count: int, size: int, direction: int, data_is_ptr: bool = False) -> int:
+        slot, upcall = self._slot, self._upcall
+        slot.start(type_, address, data, count, size, direction, data_is_ptr)
+        self._port.notify()
+        while slot.state != STATE_IORESP_READY:
+            woke = upcall.wait(-1, slot)
+            if woke & DOORBELL:
+                self._process.events.doorbell.drain()
+            if woke & PENDING:
+                self._loop.collect()
+            if self._loop.stopping or self._shutdown():
+                self.engine.kick()
+                return 0xFFFFFFFF       # nobody is going to answer
+        value = slot.finish()
+        self._look()
+        return value
+
+    def _shutdown(self) -> int:
+        return self._info[SHUTDOWN_OFFSET]
+
+    def _look(self) -> None:
+        """Take up what device models did: lines they drove, frames they wrote, a shutdown they asked for."""
+        for line, level in self._lines.changes():
+            self._platform.pic.set_line(line, level)
+        modified = self._modified.take()
+        if modified is None:
+            self.engine.forget_all_code()
+        elif modified:
+            for first, frames in modified:
+                self.engine.forget_code(first * FRAME_SIZE, frames * FRAME_SIZE)
+        self._sync()
+        if self._shutdown():
+            self.engine.kick()
+
+    def _sync(self) -> None:
+        self.engine.want_interrupt(self._platform.pending())
+
+    def _tick(self) -> None:
+        self._platform.tick()
+
+    # -- the run loop
+    def run(self) -> Ended:
+        """Run the guest to its end."""
+        while True:
+            stop = self.engine.run(self._platform.deadline())
+            if stop is Stop.CRASH:
+                log.error("the guest crashed: %s", self.engine.crash)
+                return Ended.CRASH
+            if stop is Stop.WINDOW:
+                self._count_only(ExitKind.IRQ_WINDOW, 0)
+            if stop is Stop.HALT and not self.engine.interruptible():
+                return self._ended() or Ended.HALT
+            self._loop.collect()
+            self._tick()
+            self._look()
+            if stop is Stop.HALT:
+                self._halt()
+            ended = self._ended()
+            if ended is not None:
+                return ended
+            self._inject()
+
+    def _ended(self) -> Ended | None:
+        if self._shutdown():
+            return SHUTDOWNS.get(self._shutdown() - 1, Ended.TIMEOUT)
+        return Ended.STOPPED if self._loop.stopping else None
+
+    def _inject(self) -> None:
+        if self._platform.pending() and self.engine.interruptible():
+            self.engine.interrupt(self._platform.acknowledge())
+        self._sync()
+
+    def _halt(self) -> None:
+        """HLT with interrupts on: sleep until there is one."""
+        start = now_ns()
+        while not self._platform.pending() and self._ended() is None:
+            deadline = self._platform.deadline()
+            self._loop.turn(max(0.0, (deadline - now_ns()) / 1e9) if deadline else -1.0)
+            self._tick()
+            self._look()
+        self._count_only(ExitKind.HLT, 0, now_ns() - start)
+
+
+class _NoDevice:
+    """Marks routes that no change of ranges can move."""
+
+    def read(self, offset: int, size: int) -> int:
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        return
+
+
+def main(process: Process, index: int, firmware: Path) -> Ended:
+    """Run vCPU `index` of the process's domain until the guest ends."""
+    if process.vcpu != HYPERVISOR_SIDE + index:
+        raise ValueError(f"vCPU {index}'s process must be vcpu {HYPERVISOR_SIDE + index}, not {process.vcpu}")
+    vcpu = Vcpu(process, index, firmware.read_bytes())
+    try:
+        return vcpu.run()
+    finally:
+        vcpu.engine.close()

@@ -1,0 +1,42 @@
+"""Counters of a split device, in a small shared file that outlives its process: who wrote it, and anybody who reads."""
+from pathlib import Path
+from typing import Final
+
+from miniguest.ring.memory import domain_directory
+from miniguest.ring.words import map_words
+
+FIELDS: Final = (
+    "requests", "responses", "notifications_sent", "notifications_saved", "bytes_read", "bytes_written", "errors",
+)
+
+
+def statistics_path(runtime: Path, kind: str, domid: int, device: int) -> Path:
+    """Where the backend of a domain's device counts; kind is "vbd" or "vif"."""
+    return domain_directory(runtime, domid) / f"{kind}{device}.statistics"
+
+
+class Statistics:
+    """One u64 for each of FIELDS. One writer."""
+
+    def __init__(self, path: Path) -> None:
+        self._words = map_words(path, len(FIELDS), create=not path.exists()).cast("B").cast("Q")
+
+    def add(self, requests: int, notified: bool, bytes_read: int, bytes_written: int, errors: int) -> None:
+        """A batch of requests was answered, and the other end was notified of it or did not need to be."""
+        words = self._words
+        words[0] += requests
+        words[1] += requests
+        words[2 if notified else 3] += 1
+        words[4] += bytes_read
+        words[5] += bytes_written
+        words[6] += errors
+
+
+def read_statistics(path: Path) -> dict[str, int]:
+    """Every counter by name; zeros when the device was never connected."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raw = b""
+    raw = raw.ljust(len(FIELDS) * 8, b"\0")
+    return {name: int.from_bytes(raw[i * 8 : i * 8 + 8], "little") for i, name in enumerate(FIELDS)}
