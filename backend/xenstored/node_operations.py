@@ -139,6 +139,4 @@ def _create(change: Change, path: str, value: bytes) -> None:
     above, ancestor = _ancestor(change, path)
     inherited = permissions.inherited(ancestor.permissions, change.who)
     missing = [place for place in paths.upwards(path) if len(place) > len(above)]
-    with change.whole():
-        for place in reversed(missing):
-            change.put(place, value if place == path else b"", inherited)
+    change.create(missing[::-1], value, inherited)

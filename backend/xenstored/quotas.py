@@ -23,7 +23,7 @@ class Quota:
 
     def check_size(self, node: Node | None) -> None:
         """ENOSPC when a node has become too large to be written."""
-        if node is not None and self.node_size < _NONE and node.size() > self.node_size:
+        if node is not None and node.size() > self.node_size:
             raise XenstoreError("ENOSPC", f"node of {node.size()} bytes")
 
 

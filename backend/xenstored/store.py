@@ -51,11 +51,23 @@ class Tree:
         return node
 
     def put(self, path: str, value: bytes, permissions: Permissions, generation: int) -> "Tree":
-        """Write a node whose parent exists. A new one is also a change to its parent."""
+        """Rewrite an existing node."""
         old = self.get(path)
-        node = Node(value, permissions, generation, old.children if old else {})
-        top = self._linked(path, node, None if old else generation)
-        return Tree(top, _counted(self.owned, [old] if old else [], [node]))
+        assert old is not None, path
+        node = Node(value, permissions, generation, old.children)
+        return Tree(self._linked(path, node, None), _counted(self.owned, [old], [node]))
+
+    def grow(self, missing: list[str], value: bytes, permissions: Permissions, generation: int) -> "Tree":
+        """Create a node and its missing parents, in one go however deep: a change to the parent of the topmost.
+
+        `missing` are their paths, the topmost first. Only the last gets the value.
+        """
+        node = Node(value, permissions, generation)
+        grown = [node]
+        for path in reversed(missing[1:]):
+            node = Node(b"", permissions, generation, {paths.names(path)[-1]: node})
+            grown.append(node)
+        return Tree(self._linked(missing[0], node, generation), _counted(self.owned, [], grown))
 
     def without(self, path: str, generation: int) -> "Tree":
         """Take out an existing node and everything below it; a change to its parent."""
@@ -74,9 +86,13 @@ class Tree:
             node = other.get(path)
             if node is not None:  # else its parent, done before, no longer lists it
                 here = tree.get(path)
-                ours = here.children if here else {}
-                children = {name: ours.get(name, theirs) for name, theirs in node.children.items()}
-                tree = Tree(tree._linked(path, replace(node, children=children), None), tree.owned)
+                if here is node:  # came with its parent, which is new here
+                    continue
+                if here is not None:
+                    ours = here.children
+                    children = {name: ours.get(name, theirs) for name, theirs in node.children.items()}
+                    node = replace(node, children=children)
+                tree = Tree(tree._linked(path, node, None), tree.owned)
         return Tree(tree.top, _counted(self.owned, old, new))
 
     def walk(self, path: str) -> Iterator[tuple[str, Node]]:
@@ -126,7 +142,7 @@ class Store:
         dom0_only = (Entry(0, Access.NONE),)
         tree = Tree(Node(b"", dom0_only, 0), {})
         for path in ("/", "/tool", "/tool/xenstored", "@introduceDomain", "@releaseDomain"):
-            tree = tree.put(path, b"", dom0_only, self.next_generation())
+            tree = tree.grow([path], b"", dom0_only, self.next_generation())
         self.tree = tree
 
     def next_generation(self) -> int:

@@ -4,14 +4,12 @@ A single request is a change that nothing can come between. A transaction is one
 each node it looked at or touched must still be as it was, else EAGAIN and the client starts over.
 """
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from miniguest.backend.xenstored import paths
 from miniguest.backend.xenstored.permissions import Identity, Permissions
 from miniguest.backend.xenstored.quotas import Quota
-from miniguest.backend.xenstored.store import Node, Store
+from miniguest.backend.xenstored.store import Node, Store, Tree
 from miniguest.ring.errors import XenstoreError
 
 
@@ -59,38 +57,43 @@ class Change:
         return node
 
     def put(self, path: str, value: bytes, permissions: Permissions) -> None:
-        """Write a node whose parent exists. ENOSPC, and nothing done, when a quota does not allow it."""
-        new = self.tree.get(path) is None
-        if new and not self.who.privileged and self.tree.owned.get(self.who.domid, 0) >= self.quota.nodes:
-            raise XenstoreError("ENOSPC", f"domain {self.who.domid} has too many nodes")
+        """Rewrite an existing node. ENOSPC, and nothing done, when a quota does not allow it."""
         tree = self.tree.put(path, value, permissions, self._store.next_generation())
-        touched = [path, paths.parent(path)] if new else [path]
-        for place in touched:
-            self.quota.check_size(tree.get(place))
+        self._adopt(tree, [path])
+
+    def create(self, missing: list[str], value: bytes, permissions: Permissions) -> None:
+        """Create a node and its missing parents (paths, the topmost first), all of them or, with ENOSPC, none."""
+        owned = self.tree.owned.get(self.who.domid, 0)
+        if not self.who.privileged and owned + len(missing) > self.quota.nodes:
+            raise XenstoreError("ENOSPC", f"domain {self.who.domid} has too many nodes")
+        tree = self.tree.grow(missing, value, permissions, self._store.next_generation())
+        self._adopt(tree, [paths.parent(missing[0]), *missing])
+
+    def _adopt(self, tree: Tree, touched: list[str]) -> None:
+        if not self.who.privileged:
+            for path in touched:
+                self.quota.check_size(tree.get(path))
         self._modified.update(dict.fromkeys(touched))
         self.tree = tree
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Several changes that are done together, or not at all when one of them raises XenstoreError."""
-        tree, modified = self.tree, dict(self._modified)
-        try:
-            yield
-        except XenstoreError:
-            self.tree, self._modified = tree, modified
-            raise
 
     def remove(self, path: str) -> None:
         """Take out a node and all below it, with an event for each."""
         doomed = list(self.tree.walk(path))
-        for below, _ in doomed:
-            self.look(below)
+        self._look_below(path, [below for below, _ in doomed])
         self.look(paths.parent(path))
         for below, node in doomed:
             self._modified[below] = None
             self.event(below, below == path, node.permissions)
         self._modified[paths.parent(path)] = None
         self.tree = self.tree.without(path, self._store.next_generation())
+
+    def _look_below(self, path: str, now: list[str]) -> None:
+        """`look` at all of a subtree; `now` are the paths in it. Walks once: it may be as deep as it is large."""
+        before = {below: node.generation for below, node in self._base.walk(path)}
+        seen = {below: before.get(below) for below in now} | self._seen
+        if len(seen) > self._most:
+            raise XenstoreError("ENOSPC", "too many nodes in one transaction")
+        self._seen = seen
 
     def event(self, path: str, below: bool, permissions: Permissions | None) -> None:
         """Have `path`'s watches fire when this becomes visible: once, however often it was changed."""
