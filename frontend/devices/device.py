@@ -40,8 +40,11 @@ class GuestMemory(Protocol):
 class Disk(Protocol):
     """Sectors of 512 bytes. `done` is called later from the event loop, or at once from within the call."""
 
-    sectors: int
-    read_only: bool
+    @property
+    def sectors(self) -> int: ...
+
+    @property
+    def read_only(self) -> bool: ...
 
     def read(self, sector: int, count: int, done: Callable[[bytes | None], None]) -> None: ...
 
