@@ -1,7 +1,6 @@
 """The xenstored process: one of dom0's vCPUs, which serves the socket and the xenstore pages."""
 import logging
 from functools import partial
-from typing import Final
 
 from miniguest.backend.xenstored.client import Client
 from miniguest.backend.xenstored.daemon import Xenstored
@@ -9,10 +8,9 @@ from miniguest.backend.xenstored.pages import PageConnection
 from miniguest.backend.xenstored.sockets import Listener
 from miniguest.ring.errors import HypercallError, MiniguestError, XenstoreError
 from miniguest.ring.events import Port
-from miniguest.ring.process import Process
+from miniguest.ring.process import XENSTORED_SOCKET, Process
 from miniguest.ring.xenstore.page import StorePage
 
-SOCKET_NAME: Final = "xenstored.sock"
 _log = logging.getLogger("miniguest.xenstored")
 
 
@@ -30,7 +28,7 @@ def serve(process: Process) -> Xenstored:
 
     daemon = Xenstored(connect)
     process.undo.callback(daemon.domains.close)
-    process.undo.callback(Listener(daemon, process.runtime / SOCKET_NAME, process.loop).close)
+    process.undo.callback(Listener(daemon, process.runtime / XENSTORED_SOCKET, process.loop).close)
     return daemon
 
 
