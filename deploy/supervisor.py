@@ -70,7 +70,8 @@ def run(
         undo.enter_context(_keys_as_typed(topology))
         supervisor = Supervisor(topology, runtime, console, progress, leftovers)
         undo.callback(supervisor.kill)
-        supervisor.start(undo)
+        supervisor.start_dom0(undo)
+        supervisor.start_guests()
         return supervisor.watch(timeout)
 
 
@@ -89,22 +90,25 @@ class Supervisor:
         self._guests: list[Running] = []
 
     # -- start
-    def start(self, undo: ExitStack) -> None:
-        """Bring everything up, the guests' vCPUs last."""
+    def start_dom0(self, undo: ExitStack) -> None:
+        """Bring up what all guests share: the hypervisor, xenstored and the backends."""
         me, report_to = os.getpid(), os.dup(sys.__stderr__.fileno()) if sys.__stderr__ else -1
         self._spawn_ready("hypervisor", lambda ready: hypervisor.main(self._runtime, me, ready, report_to, self._leftovers))
         self._hypercalls = Hypercalls(self._runtime)
         undo.callback(self._hypercalls.close)
-        toolstack = Toolstack(self._runtime, self._hypercalls)
-        toolstack.create_dom0()
+        self.toolstack = Toolstack(self._runtime, self._hypercalls)
+        self.toolstack.create_dom0()
         self._spawn_ready("xenstored", lambda ready: self._xenstored(ready))
         self._spawn("blkback", 0, 1, blkback.main)
         self._spawn("console", 0, 2, lambda process: console_backend.main(process, self._console_fd), keep_stdin=True)
         os.close(self._console_fd)
-        self._store = Xenstore(SocketTransport(self._runtime / XENSTORED_SOCKET))
-        undo.callback(self._store.close)
+        self.store = Xenstore(SocketTransport(self._runtime / XENSTORED_SOCKET))
+        undo.callback(self.store.close)
+
+    def start_guests(self) -> None:
+        """Make the guests of the topology and start their processes, the vCPUs last."""
         for index, guest in enumerate(self._topology.guest):
-            self._start_guest(toolstack, guest, 2 * index + 1, 2 * index + 2)
+            self._start_guest(guest, 2 * index + 1, 2 * index + 2)
 
     def _xenstored(self, ready: Callable[[], None]) -> None:
         with self._process("xenstored", 0, 0) as process:
@@ -112,14 +116,14 @@ class Supervisor:
             ready()
             process.loop.run()
 
-    def _start_guest(self, toolstack: Toolstack, guest: Guest, domid: int, stub: int) -> None:
+    def _start_guest(self, guest: Guest, domid: int, stub: int) -> None:
         self._progress(f"{guest.name}: domain {domid}, mini-guest domain {stub}")
         bios = firmware.find(guest.firmware, Path())
-        toolstack.create_guest(self._store, guest, domid, stub)
+        self.toolstack.create_guest(self.store, guest, domid, stub)
         alone = len(self._topology.guest) == 1
         on_stdio = [other for other in self._topology.guest if other.serial == "stdio"]
-        toolstack.add_console(
-            self._store, stub, guest.serial, "" if alone else f"{guest.name}| ", bool(on_stdio) and on_stdio[0] is guest
+        self.toolstack.add_console(
+            self.store, stub, guest.serial, "" if alone else f"{guest.name}| ", bool(on_stdio) and on_stdio[0] is guest
         )
         child = self._spawn(f"{guest.name}-dm", stub, 0, lambda process: miniguest.main(process, domid, guest.vcpus))
         self._wait_for_device_model(child, domid, stub)
@@ -129,7 +133,7 @@ class Supervisor:
             vcpus.append(self._spawn(name, domid, HYPERVISOR_SIDE + index, self._vcpu_main(index, bios)))
         self._guests.append(Running(guest, domid, stub, child, vcpus))
         if guest.serial == "pty":
-            print(f"miniguest: {guest.name}: serial line on {self._store.read_text(f'/local/domain/{stub}/console/tty')}", file=sys.stderr)
+            print(f"miniguest: {guest.name}: serial line on {self.store.read_text(f'/local/domain/{stub}/console/tty')}", file=sys.stderr)
 
     def _vcpu_main(self, index: int, bios: Path) -> Callable[[Process], int]:
         return lambda process: int(vcpu.main(process, index, bios))
@@ -182,15 +186,15 @@ class Supervisor:
 
         def look(_: str) -> None:
             nonlocal running
-            running = running or (self._store.exists(key) and self._store.read(key) == b"running")
+            running = running or (self.store.exists(key) and self.store.read(key) == b"running")
 
-        watch = self._store.watch(key, look)
+        watch = self.store.watch(key, look)
 
         def done() -> bool:
-            self._store.dispatch()
+            self.store.dispatch()
             return running
 
-        self._until(child, done, self._store.fileno())
+        self._until(child, done, self.store.fileno())
         watch.cancel()
 
     # -- watch

@@ -37,8 +37,8 @@ class Toolstack:
 
     def create_guest(self, store: Xenstore, guest: Guest, domid: int, stub: int) -> None:
         """An HVM guest and its mini-guest, with everything in xenstore that their processes look for."""
-        self._create(store, domid, guest.name, guest.memory * MIB)
-        self._create(store, stub, guest.name + STUB_SUFFIX, STUB_MEMORY)
+        self.create_domain(store, domid, guest.name, guest.memory * MIB)
+        self.create_domain(store, stub, guest.name + STUB_SUFFIX, STUB_MEMORY)
         self._call("create_ioreq_server", domid=domid, dm_domid=stub, vcpus=guest.vcpus)
         self._set_params(domid, guest.memory * MIB // FRAME_SIZE, {HVM_PARAM_DM_DOMAIN: stub})
         store.set_target(stub, domid)
@@ -46,9 +46,10 @@ class Toolstack:
         store.write(path, "")
         store.set_perms(path, [f"n{stub}", "r0"])
         for disk in guest.disk:
-            self._add_disk(store, stub, disk)
+            self.add_disk(store, stub, disk)
 
-    def _create(self, store: Xenstore, domid: int, name: str, memory: int) -> None:
+    def create_domain(self, store: Xenstore, domid: int, name: str, memory: int) -> None:
+        """A domain of `memory` bytes of RAM, its ports for xenstore and console, and its directory in xenstore."""
         frames = memory // FRAME_SIZE
         self._call("create_domain", domid=domid, name=name, ram_frames=frames)
         ports = {
@@ -73,7 +74,7 @@ class Toolstack:
         for index, value in ({index: frames + SPECIAL[name] for index, name in places.items()} | extra).items():
             self._call("set_param", domid=domid, index=index, value=value)
 
-    def _add_disk(self, store: Xenstore, domid: int, disk: Disk) -> None:
+    def add_disk(self, store: Xenstore, domid: int, disk: Disk) -> None:
         """A vbd: both directories, each readable by the other end, in one transaction."""
         device = VDEVS[disk.vdev]
         front = f"/local/domain/{domid}/device/vbd/{device}"

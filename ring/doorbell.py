@@ -88,8 +88,7 @@ class Bells:
             with contextlib.suppress(BlockingIOError):      # full of unread wakes: one more adds nothing
                 os.write(fifo, b"\0")
         else:
-            with contextlib.suppress(zmq.Again):            # likewise
-                self._sockets[path].send(b"", zmq.NOBLOCK)
+            self._sockets[path].send(b"", zmq.NOBLOCK)
 
     def _connect(self, path: Path) -> int | None:
         try:
@@ -101,7 +100,10 @@ class Bells:
             return self._fifos[path]
         socket = self._context.socket(zmq.PUSH)
         socket.linger = 0
-        socket.sndhwm = 16
+        # No high-water mark. A non-blocking send looks at how much was read only once a millisecond or so, and takes a
+        # queue for full that is empty: the wake would be lost. Nothing piles up, since nobody rings for a port that
+        # is pending already.
+        socket.sndhwm = 0
         socket.connect(f"ipc://{path}")
         self._sockets[path] = socket
         return None
