@@ -11,7 +11,7 @@ import signal
 import stat
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -55,26 +55,32 @@ def run(file: Path | None, disk: Path | None, timeout: float | None, runtime: Pa
         raise UserError(f"--timeout: {timeout:g} is no time to wait: give seconds, more than 0")
     with ExitStack() as undo:
         first_light = None
+        leftovers: list[Path] = []
         if file is not None:
             what = topology.load(file, disk)
         elif disk is not None:
             what = topology.of_disk(disk)
         else:
             first_light = _first_light(undo)
+            leftovers.append(first_light.image.parent)
             what = topology.of_disk(first_light.image, "first-light")
         output = _Output(json_file, undo)
         directory = undo.enter_context(runtime_directory(what, runtime))
         progress(f"{what.name}: runtime directory {directory}")
-        result = start(what, directory, timeout, output.console)
+        result = start(what, directory, timeout, output.console, leftovers)
         output.write(result)
         return _status(result) or _compare(first_light, result, output)
 
 
-def start(what: Topology, directory: Path, timeout: float | None, console: BinaryIO) -> RunResult:
+def start(
+    what: Topology, directory: Path, timeout: float | None, console: BinaryIO, leftovers: Sequence[Path]
+) -> RunResult:
     """Hand over to the supervisor, which is loaded only now: wrong options are answered sooner without it."""
     from miniguest.deploy import supervisor
 
-    return supervisor.run(what, runtime=directory, timeout=timeout, console=console, progress=progress)
+    return supervisor.run(
+        what, runtime=directory, timeout=timeout, console=console, progress=progress, leftovers=leftovers
+    )
 
 
 def progress(message: str) -> None:

@@ -133,7 +133,8 @@ class Supervisor:
             vcpus.append(self._spawn(name, domid, HYPERVISOR_SIDE + index, self._vcpu_main(index, bios)))
         self._guests.append(Running(guest, domid, stub, child, vcpus))
         if guest.serial == "pty":
-            print(f"miniguest: {guest.name}: serial line on {self.store.read_text(f'/local/domain/{stub}/console/tty')}", file=sys.stderr)
+            name = self.store.read_text(f"/local/domain/{stub}/console/tty")
+            print(f"miniguest: {guest.name}: serial line on {name}", file=sys.stderr)
 
     def _vcpu_main(self, index: int, bios: Path) -> Callable[[Process], int]:
         return lambda process: int(vcpu.main(process, index, bios))

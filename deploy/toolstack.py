@@ -59,7 +59,7 @@ class Toolstack:
         self._set_params(domid, frames, ports)
         path = f"/local/domain/{domid}"
         store.write(path, "")
-        store.set_perms(path, [f"n0", f"r{domid}"])
+        store.set_perms(path, ["n0", f"r{domid}"])
         write_keys(store, path, {"name": name, "domid": domid, "vm": f"/vm/{domid}", "memory/target": memory >> 10})
         for directory in ("device", "data", "control", "error"):
             store.write(f"{path}/{directory}", "")

@@ -95,7 +95,7 @@ class MiniGuest:
         self._console = self._connect_console(own)
         self._lines = InterruptLines(self._set_line)
         self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, process.loop, time.monotonic_ns)
-        disks: dict[str, Disk] = {vdev: disk for vdev, disk in self.disks.items()}
+        disks: dict[str, Disk] = dict(self.disks.items())
         self.pc = Pc(self._surroundings(), memory.ram_size, vcpus, disks)
 
     def _surroundings(self) -> Surroundings:

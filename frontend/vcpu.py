@@ -13,6 +13,7 @@ from miniguest.frontend.engines.engine import Engine, Stop
 from miniguest.frontend.engines.unicorn import UnicornEngine
 from miniguest.frontend.platform import Platform
 from miniguest.ring import _core
+from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
 from miniguest.ring.abi.ioreq import (
     IOREQ_READ,
     IOREQ_TYPE_COPY,
@@ -20,7 +21,6 @@ from miniguest.ring.abi.ioreq import (
     IOREQ_WRITE,
     STATE_IORESP_READY,
 )
-from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
 from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.exits import UNCLAIMED, ExitCounters, ExitKind, exits_path
@@ -181,7 +181,9 @@ class Vcpu:
         self._count(route.row, 1, ns)
 
     # -- requests to the device model
-    def _request(self, type_: int, address: int, data: int, count: int, size: int, direction: int, data_is_ptr: bool = False) -> int:
+    def _request(
+        self, type_: int, address: int, data: int, count: int, size: int, direction: int, data_is_ptr: bool = False
+    ) -> int:
         slot, upcall = self._slot, self._upcall
         slot.start(type_, address, data, count, size, direction, data_is_ptr)
         self._port.notify()

@@ -133,7 +133,8 @@ class Events:
     def channel(self, number: int, remote_domid: int, remote_port: int) -> _core.Channel:
         """The compiled sender for a connected port."""
         pages = self._memory(remote_domid).info_pages
-        return _core.Channel(self._table(self.domid), number, self.domid, self._table(remote_domid), remote_port, remote_domid, pages)
+        local, remote = self._table(self.domid), self._table(remote_domid)
+        return _core.Channel(local, number, self.domid, remote, remote_port, remote_domid, pages)
 
     def _table(self, domid: int) -> memoryview:
         if domid not in self._tables:

@@ -25,7 +25,8 @@ GRANT_FRAMES: Final = 64
 SPECIAL: Final = {
     name: index
     for index, name in enumerate(
-        ("shared_info", "hypervisor_info", "xenstore", "console", "ioreq", "bufioreq", "ranges", "irq_lines", "modified", "grants")
+        ("shared_info", "hypervisor_info", "xenstore", "console", "ioreq", "bufioreq", "ranges", "irq_lines", "modified",
+         "grants")
     )
 }
 SPECIAL_FRAMES: Final = len(SPECIAL) - 1 + GRANT_FRAMES

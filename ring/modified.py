@@ -44,7 +44,8 @@ class ModifiedReader:
         if written == self._read:
             return []
         first, self._read = self._read, written
-        entries = [_core.load64(self._page, _FIRST + index % CAPACITY) for index in range(max(first, written - CAPACITY), written)]
+        news = range(max(first, written - CAPACITY), written)
+        entries = [_core.load64(self._page, _FIRST + index % CAPACITY) for index in news]
         # An entry may have been overwritten while we read: only what the writer has not reached since is sure.
         if _core.load64(self._page, 0) - first > CAPACITY:
             return None

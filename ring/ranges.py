@@ -67,10 +67,11 @@ class Ranges:
             return False                # written meanwhile: the next look takes it
         self.version = version
         for kind in (PORT, MEMORY):
-            ranges = sorted(
-                (Range(k, start, end, name.rstrip(b"\0").decode("ascii"), server) for start, end, k, server, name in found if k == kind),
-                key=lambda item: item.start,
-            )
+            ranges = [
+                Range(kind, start, end, name.rstrip(b"\0").decode("ascii"), server)
+                for start, end, of, server, name in found if of == kind
+            ]
+            ranges.sort(key=lambda item: item.start)
             self._ranges[kind][:] = ranges
             self._starts[kind][:] = [item.start for item in ranges]
         return True

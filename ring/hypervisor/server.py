@@ -60,7 +60,7 @@ class Server:
                     self._serve()
 
     def _serve(self) -> None:
-        sender, empty, request = (self._socket.recv_multipart() + [b"", b""])[:3]
+        sender, empty, request = ([*self._socket.recv_multipart(), b"", b""])[:3]
         self._socket.send_multipart([sender, empty, msgpack.packb(self.answer(request))])
 
     def answer(self, request: bytes) -> dict[str, Any]:
