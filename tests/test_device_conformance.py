@@ -116,9 +116,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 def accesses(size: int) -> st.SearchStrategy[list[tuple[int, int, int | None, int]]]:
     """(offset, size, value or None for a read, nanoseconds to wait before it), also just outside the range."""
     offsets = st.integers(-1, size + 1)
-    one = st.tuples(
-        offsets, st.sampled_from((1, 1, 2, 4)), st.none() | st.integers(0, 2**32 - 1), st.integers(0, 10**8)
-    )
+    one = st.tuples(offsets, st.sampled_from((1, 1, 2, 4)), st.none() | st.integers(0, 2**32 - 1), st.integers(0, 10**8))
     small = st.tuples(offsets, st.just(1), st.none() | st.integers(0, 255), st.integers(0, 10**5))
     return st.lists(one | small, max_size=60)
 

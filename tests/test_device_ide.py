@@ -397,9 +397,7 @@ ACCESSES = st.lists(st.tuples(st.sampled_from(["one", "string"]), st.sampled_fro
 
 @settings(max_examples=60, deadline=None)
 @given(plan=ACCESSES, sectors=st.integers(1, 6), multiple=st.sampled_from([1, 2, 4]))
-def test_strings_and_single_reads_give_the_same_bytes(
-    plan: list[tuple[str, int, int]], sectors: int, multiple: int
-) -> None:
+def test_strings_and_single_reads_give_the_same_bytes(plan: list[tuple[str, int, int]], sectors: int, multiple: int) -> None:
     disk = Disk(sectors=10)
     disk.data[:] = bytes((i * 7 + i // 512) & 0xFF for i in range(len(disk.data)))
     channel = IdeChannel((disk, None))
@@ -420,9 +418,7 @@ def test_strings_and_single_reads_give_the_same_bytes(
 
 @settings(max_examples=60, deadline=None)
 @given(plan=ACCESSES, sectors=st.integers(1, 6), seed=st.integers(0, 255))
-def test_strings_and_single_writes_store_the_same_bytes(
-    plan: list[tuple[str, int, int]], sectors: int, seed: int
-) -> None:
+def test_strings_and_single_writes_store_the_same_bytes(plan: list[tuple[str, int, int]], sectors: int, seed: int) -> None:
     disk = Disk()
     channel = IdeChannel((disk, None))
     data = bytes(i * 13 + i // 512 + seed & 0xFF for i in range(sectors * 512))
@@ -472,9 +468,7 @@ def finish(channel: IdeChannel, disk: Disk) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(operations=OPERATIONS, later=st.booleans(), piece=st.sampled_from([0x10000, 0x3000, 512, 94]))
-def test_a_disk_behaves_like_a_byte_array(
-    operations: list[tuple[str, int, int, int, bool]], later: bool, piece: int
-) -> None:
+def test_a_disk_behaves_like_a_byte_array(operations: list[tuple[str, int, int, int, bool]], later: bool, piece: int) -> None:
     """Reads and writes, PIO and DMA, 28 and 48 bits, completing at once or later, against a model."""
     memory = Memory()
     master = BusMaster(memory)

@@ -182,9 +182,7 @@ def test_missed_edges_are_owed_up_to_the_queue_and_half_a_period_apart() -> None
     owed = [at for at in board.edges if at <= resumed + (QUEUE // 2) * period]
     assert len(board.edges) <= 20 + QUEUE
     assert QUEUE <= len(owed) <= QUEUE + 1 + QUEUE // 2
-    assert (
-        min(b - a for a, b in zip(board.edges, board.edges[1:], strict=False)) >= period // 2 - 1000
-    )  # a tick of rounding
+    assert min(b - a for a, b in zip(board.edges, board.edges[1:], strict=False)) >= period // 2 - 1000  # a tick of rounding
 
 
 def test_a_hostile_count_does_not_stop_the_machine() -> None:

@@ -58,7 +58,7 @@ class Cmos(Model):
         s, enables = self.state, self.state.ram[B]
         due: list[int] = []
         if enables & B_PIE and not s.flags & C_PF and (period := self._period()):
-            due.append(s.phase + (s.periods + 1) * period // 32768)
+            due.append(s.phase - (-(s.periods + 1) * period // 32768))  # rounded up: not before it is due
         if self._running():
             if enables & B_UIE and not s.flags & C_UF:
                 due.append(self._when(s.second + 1))

@@ -37,9 +37,7 @@ class IdeChannel(Model):
 
     state: State
 
-    def __init__(
-        self, disks: tuple[Disk | None, Disk | None], dma: DmaChannel | None = None, serial: str = "MG"
-    ) -> None:
+    def __init__(self, disks: tuple[Disk | None, Disk | None], dma: DmaChannel | None = None, serial: str = "MG") -> None:
         self.state = self.State()
         self.dma = dma
         self.drives: list[Drive | None] = [None, None]

@@ -76,6 +76,4 @@ def _record(kind: type, value: Any, where: str, like: Any) -> Any:
     hints = _hints(kind)
     if not isinstance(value, dict) or value.keys() != hints.keys():
         raise StateError(f"{where} does not have the fields {', '.join(hints)}")
-    return kind(
-        **{name: _typed(hint, value[name], f"{where}.{name}", getattr(like, name)) for name, hint in hints.items()}
-    )
+    return kind(**{name: _typed(hint, value[name], f"{where}.{name}", getattr(like, name)) for name, hint in hints.items()})
