@@ -228,6 +228,8 @@ class Supervisor:
         guest = next((running for running in self._guests if child in running.vcpus), None)
         if guest is None or child.exit_code not in ENDED:
             raise ProcessDied(f"{child.name} {child.how()}{self._last_words(child)}")
+        if child.exit_code == vcpu.Ended.CRASH:
+            print(f"miniguest: {child.name}{self._last_words(child)}", file=sys.stderr)
         self._progress(f"{child.name}: {ENDED[child.exit_code]}")
 
     def _last_words(self, child: Child) -> str:

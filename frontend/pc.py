@@ -69,6 +69,7 @@ class Pc:
         keyboard = I8042(around.clock, around.reset)
         fw_cfg = FwCfg(around.memory, pc_files(memory_bytes, COM1, boot), pc_items(memory_bytes, vcpus))
         self._place(self._add("i8042", keyboard, (1, keyboard.irq_keyboard), (12, keyboard.irq_aux)), keyboard.ports)
+        others: dict[str, FwCfg | DebugPort | PostPort | Port92]
         others = {"fw_cfg": fw_cfg, "debug": DebugPort(around.debug), "post": PostPort(), "port92": Port92(around.reset)}
         for name, device in others.items():
             self._place(self._add(name, device), device.ports)

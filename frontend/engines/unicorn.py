@@ -1,7 +1,6 @@
 """The Unicorn engine: unmodified 16- and 32-bit x86 software, no privileges needed.
 
-One vCPU: its locked instructions are not atomic between processes. No long mode. Page faults are delivered with an
-error code whose write bit is not known (Unicorn has no way to ask), general protection faults with error code 0.
+One vCPU: its locked instructions are not atomic between processes. No long mode.
 """
 
 import ctypes
@@ -16,6 +15,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from miniguest.frontend.engines import delivery, strings
 from miniguest.frontend.engines._hooks import STOP_KICK, STOP_NONE, STOP_TIMER, STOP_WINDOW, Watch
 from miniguest.frontend.engines.engine import ExitHandler, Stop
+from miniguest.frontend.engines.exception_state import take_error_code
 from miniguest.frontend.engines.unicorn_cpu import UnicornCpu
 
 PAGE: Final = 4096
@@ -145,7 +145,10 @@ class UnicornEngine:
     # -- interrupts and exceptions
     def _interrupt(self, uc: Uc, vector: int, _: object) -> None:
         software = vector >= EXCEPTIONS or self._is_software(vector)
-        self._deliver(vector, None if software else self._error_code(vector), software)
+        if software or vector not in delivery.WITH_ERROR_CODE | delivery.CONTRIBUTORY:
+            self._deliver(vector, None, software)
+        else:
+            self._deliver(vector, take_error_code(uc), software)
 
     def _is_software(self, vector: int) -> bool:
         """INT n leaves EIP behind itself, an exception at the faulting instruction: the bytes before EIP tell."""
@@ -156,15 +159,6 @@ class UnicornEngine:
             or (vector == 3 and before[1] == 0xCC)
             or (vector == 4 and before[1] == 0xCE)
         )
-
-    def _error_code(self, vector: int) -> int | None:
-        if vector not in delivery.WITH_ERROR_CODE:
-            return None
-        if vector != delivery.PAGE_FAULT:
-            return 0
-        self._cpu.load()
-        present = self._cpu.translate(self._uc.reg_read(x86.UC_X86_REG_CR2)) is not None
-        return (1 if present else 0) | (4 if self._cpu.cs & 3 == 3 else 0)
 
     def _undefined(self, _uc: Uc, _: object) -> bool:
         self._deliver(6, None, False)

@@ -27,20 +27,34 @@ class UnicornCpu:
     def __init__(self, uc: Uc) -> None:
         self._uc = uc
         self._clear = False
+        self._privileged = True
         self.eip = self.cs = self.ss = self.esp = self.eflags = self.cr0 = 0
 
     def load(self) -> None:
         """Read the fields from the processor."""
         self._clear = False
         self.eip, self.cs, self.ss, self.esp, self.eflags, self.cr0 = self._uc.reg_read_batch(DELIVERY)
+        self._privileged = not self.cr0 & CR0_PE or (self.cs & 3 == 0 and not self.eflags & EFLAGS_VM)
 
     def store(self) -> None:
-        """Write them back. One batch: EIP written alone inside a hook is lost at the next stop."""
-        registers = [(x86.UC_X86_REG_EFLAGS, self.eflags), (x86.UC_X86_REG_SS, self.ss), (x86.UC_X86_REG_ESP, self.esp)]
+        """Write them back. One batch: EIP written alone inside a hook is lost at the next stop.
+
+        The order matters, since Unicorn checks each selector: EFLAGS says whether it is V86, CS at which level SS is.
+        """
+        if not self._privileged and self.cs & 3 == 0:
+            self._become_privileged()
+        registers = [(x86.UC_X86_REG_EFLAGS, self.eflags), (x86.UC_X86_REG_CS, self.cs), (x86.UC_X86_REG_SS, self.ss)]
         if self._clear:
             registers += [(register, 0) for register in DATA_SEGMENTS]
-        registers += [(x86.UC_X86_REG_CS, self.cs), (x86.UC_X86_REG_EIP, self.eip)]
+        registers += [(x86.UC_X86_REG_ESP, self.esp), (x86.UC_X86_REG_EIP, self.eip)]
         self._uc.reg_write_batch(registers)
+
+    def _become_privileged(self) -> None:
+        """Enter ring 0. Unicorn lets no selector in that the present level may not load; only real mode has no levels."""
+        self._uc.reg_write(x86.UC_X86_REG_EFLAGS, self.eflags & ~EFLAGS_VM)
+        self._uc.reg_write(x86.UC_X86_REG_CR0, self.cr0 & ~(CR0_PE | CR0_PG))
+        self._uc.reg_write(x86.UC_X86_REG_SS, 0)
+        self._uc.reg_write(x86.UC_X86_REG_CR0, self.cr0)
 
     def idt(self) -> tuple[int, int]:
         """(base, limit)."""
