@@ -23,11 +23,17 @@ cdef inline int set_pending(uint8_t *pages, uint32_t vcpu, uint32_t port) noexce
     the domain consumes (vcpu 32 and up).
     """
     cdef uint8_t *page = pages + (vcpu // VCPUS_PER_PAGE) * PAGE
-    cdef uint8_t *info = page + (vcpu % VCPUS_PER_PAGE) * VCPU_INFO_SIZE
     cdef uint64_t bit = <uint64_t>1 << (port & 63)
     if or64(<uint64_t *>(page + EVTCHN_PENDING) + (port >> 6), bit) & bit:
         return 0               # whoever set it rings
-    if ld64(<uint64_t *>(page + EVTCHN_MASK) + (port >> 6)) & bit:
+    return announce(pages, vcpu, port)
+
+
+cdef inline int announce(uint8_t *pages, uint32_t vcpu, uint32_t port) noexcept nogil:
+    """Tell `vcpu` of a pending port, unless it is masked: 1 when it sleeps and needs a doorbell, else 0."""
+    cdef uint8_t *page = pages + (vcpu // VCPUS_PER_PAGE) * PAGE
+    cdef uint8_t *info = page + (vcpu % VCPUS_PER_PAGE) * VCPU_INFO_SIZE
+    if ld64(<uint64_t *>(page + EVTCHN_MASK) + (port >> 6)) & <uint64_t>1 << (port & 63):
         return 0               # unmasking looks at the pending bit
     or64(<uint64_t *>(info + PENDING_SEL), <uint64_t>1 << (port >> 6))
     xchg8(info + UPCALL_PENDING, 1)
@@ -73,13 +79,11 @@ cdef class Upcall(Shared):
         return <uintptr_t>(self.info + UPCALL_PENDING)
 
     def bind(self, uint32_t port):
-        """This vCPU takes `port` from now on."""
+        """This vCPU takes `port` from now on. It starts unmasked, whatever the number's last user left behind."""
         if port >= PORTS:
             raise ValueError(f"port {port} is beyond 2-level event channels")
         self.mine[port >> 6] |= <uint64_t>1 << (port & 63)
-        if ld64(self.pending + (port >> 6)) & (<uint64_t>1 << (port & 63)):
-            or64(<uint64_t *>(self.info + PENDING_SEL), <uint64_t>1 << (port >> 6))
-            xchg8(self.info + UPCALL_PENDING, 1)
+        self.unmask_port(port)
 
     def unbind(self, uint32_t port):
         """This vCPU takes `port` no longer; a pending bit is dropped."""
@@ -89,11 +93,15 @@ cdef class Upcall(Shared):
 
     def mask_port(self, uint32_t port):
         """Events on `port` no longer wake us; they stay pending."""
+        if port >= PORTS:
+            raise ValueError(f"port {port} is beyond 2-level event channels")
         or64(self.mask + (port >> 6), <uint64_t>1 << (port & 63))
 
     def unmask_port(self, uint32_t port):
         """Events on `port` wake us again; one that came meanwhile does so now."""
         cdef uint64_t bit = <uint64_t>1 << (port & 63)
+        if port >= PORTS:
+            raise ValueError(f"port {port} is beyond 2-level event channels")
         and64(self.mask + (port >> 6), ~bit)
         mb()                                   # the sender sets pending, then reads the mask: one of us must see it
         if ld64(self.pending + (port >> 6)) & bit:
@@ -152,15 +160,19 @@ cdef class Upcall(Shared):
         """
         cdef uint8_t *state = NULL if watch is None else watch.state_at
         cdef int64_t spin = self.spin_ns
+        cdef uint64_t start
         cdef int woke = 0
         if self._hit(state):
             return self._answer(state, 0)
         with nogil:
+            start = monotonic_ns()
             if 0 <= timeout_ns < spin:
                 spin = timeout_ns
-            if spin and monotonic_ns() >= self.quiet_until and self._spin(state, spin):
+            if spin and start >= self.quiet_until and self._spin(state, spin):
                 self.spun += 1
             else:
+                if timeout_ns > 0:             # what the spin took is gone
+                    timeout_ns = max(<int64_t>0, timeout_ns - <int64_t>(monotonic_ns() - start))
                 st8(self.info + UPCALL_MASK, 0)
                 # Full barrier: without it our look at pending could pass the clearing of the mask; a sender that set
                 # pending and then read the mask as 1 would not ring, and we would sleep on a pending event.
@@ -205,7 +217,8 @@ cdef class Channel:
         self.local = Shared(local)
         self.remote = Shared(remote)
         self.pages = Shared(pages)
-        if port >= PORTS or remote_port >= PORTS or self.pages.size < 2 * PAGE:
+        if (port >= PORTS or remote_port >= PORTS or self.pages.size < 2 * PAGE
+                or min(self.local.size, self.remote.size) < PORTS * 8):
             raise ValueError("no such event channel")
         self.entry = <uint64_t *>self.local.at + port
         self.remote_entry = <uint64_t *>self.remote.at + remote_port
@@ -216,15 +229,23 @@ cdef class Channel:
     cpdef int send(self) noexcept:
         """EVTCHNOP_send. -1: the channel is no longer connected as it was; 0: sent, nobody to wake;
         v + 1: sent, ring the doorbell of the remote domain's vcpu v."""
-        cdef uint64_t remote
+        cdef uint64_t remote, now
         cdef uint32_t vcpu
+        cdef int wake
         if ld64(self.entry) & <uint64_t>0xffffffffffff00ff != self.expected:
             return -1
         remote = ld64(self.remote_entry)
         if remote & <uint64_t>0xffffffffffff00ff != self.remote_expected:
             return -1
         vcpu = <uint32_t>(remote >> 8) & 63
-        if set_pending(self.pages.at, vcpu, self.remote_port):
+        wake = set_pending(self.pages.at, vcpu, self.remote_port)
+        # EVTCHNOP_bind_vcpu may have come between: then the old vCPU was told, whose port it is no more, and the new
+        # one may have looked before. It looks after the table was written, we look at the table after setting pending.
+        now = ld64(self.remote_entry)
+        if now != remote and now & <uint64_t>0xffffffffffff00ff == self.remote_expected:
+            vcpu = <uint32_t>(now >> 8) & 63
+            wake = set_pending(self.pages.at, vcpu, self.remote_port) or announce(self.pages.at, vcpu, self.remote_port)
+        if wake:
             self.sent += 1
             return <int>vcpu + 1
         self.saved += 1
@@ -232,11 +253,17 @@ cdef class Channel:
 
 
 def raise_port(pages not None, uint32_t vcpu, uint32_t port):
-    """Make `port` pending from outside (the hypervisor does, for a port whose sender died); True: ring its doorbell."""
+    """Make `port` pending from outside (the hypervisor does, for a port whose sender died); True: ring its doorbell.
+
+    A port that is pending already is announced again: a sender killed between the pending bit and the selector left
+    a bit that nobody would ever look at.
+    """
     cdef Shared shared = Shared(pages)
     if port >= PORTS or vcpu >= 64 or shared.size < 2 * PAGE:
         raise ValueError("no such port")
-    return bool(set_pending(shared.at, vcpu, port))
+    if set_pending(shared.at, vcpu, port):
+        return True
+    return bool(announce(shared.at, vcpu, port))
 
 
 def kick_vcpu(pages not None, uint32_t vcpu):

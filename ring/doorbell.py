@@ -53,9 +53,10 @@ class FifoDoorbell:
     """A named pipe that anything can write to."""
 
     def __init__(self, path: Path) -> None:
-        os.mkfifo(path, 0o600)
+        # A predecessor's pipe is taken over, not replaced: those who rang it have it open.
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(path, 0o600)
         self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._path = path
 
     def drain(self) -> None:
         """Take every byte."""
@@ -64,9 +65,8 @@ class FifoDoorbell:
                 pass
 
     def close(self) -> None:
-        """Close and remove the pipe."""
+        """Close it. The pipe stays, for this vCPU's next process, as long as the domain's directory."""
         os.close(self.fd)
-        self._path.unlink(missing_ok=True)
 
 
 class Bells:
@@ -79,25 +79,26 @@ class Bells:
         self._sockets: dict[Path, zmq.Socket[bytes]] = {}
 
     def ring(self, domid: int, vcpu: int) -> None:
-        """Wake a domain's vCPU. Nothing happens when it has no doorbell any more."""
+        """Wake a domain's vCPU. Nothing happens when it has no doorbell."""
         path = doorbell_path(self._runtime, domid, vcpu)
-        fifo = self._fifos.get(path)
-        if fifo is None and path not in self._sockets:
-            fifo = self._connect(path)
-        if fifo is not None:
+        if path not in self._fifos and path not in self._sockets:
+            self._connect(path)
+        if path in self._fifos:
             with contextlib.suppress(BlockingIOError):      # full of unread wakes: one more adds nothing
-                os.write(fifo, b"\0")
-        else:
+                os.write(self._fifos[path], b"\0")
+        elif path in self._sockets:
             self._sockets[path].send(b"", zmq.NOBLOCK)
 
-    def _connect(self, path: Path) -> int | None:
+    def _connect(self, path: Path) -> None:
         try:
-            is_fifo = stat.S_ISFIFO(path.stat().st_mode)
+            mode = path.stat().st_mode
         except FileNotFoundError:
-            is_fifo = False             # its process has not come up, or is gone; zmq connects whenever it appears
-        if is_fifo:
+            # Its process has not come up, or is gone for good. One that comes up makes its doorbell first and looks
+            # at what is pending then, and the event was made pending before we looked for the doorbell.
+            return
+        if stat.S_ISFIFO(mode):
             self._fifos[path] = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            return self._fifos[path]
+            return
         socket = self._context.socket(zmq.PUSH)
         socket.linger = 0
         # No high-water mark. A non-blocking send looks at how much was read only once a millisecond or so, and takes a
@@ -106,7 +107,6 @@ class Bells:
         socket.sndhwm = 0
         socket.connect(f"ipc://{path}")
         self._sockets[path] = socket
-        return None
 
     def close(self) -> None:
         """Let go of every doorbell."""

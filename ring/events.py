@@ -1,4 +1,5 @@
 """Event channels as a process sees them: its vCPU's ports, sending, and waiting for them (xen/event_channel.h)."""
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -6,7 +7,6 @@ from typing import Final
 from miniguest.ring import _core
 from miniguest.ring.abi.event_channel import EVTCHN_2L_NR_CHANNELS
 from miniguest.ring.doorbell import Bells, Doorbell, FifoDoorbell, ZmqDoorbell, doorbell_path
-from miniguest.ring.errors import PeerError
 from miniguest.ring.hypercalls import Hypercalls
 from miniguest.ring.memory import FRAME_SIZE, Memory, domain_directory
 from miniguest.ring.words import map_words
@@ -31,16 +31,25 @@ class Port:
 
     def notify(self) -> None:
         """EVTCHNOP_send. Nothing happens while the other end is not bound, or is gone."""
-        if self._channel is None:
-            self._connect()
-        if self._channel is None:
-            return
-        woken = self._channel.send()
+        woken = self._send()
+        if woken < 0 and self._channel is not None:
+            # The channel is not what it was: the peer may have died and its successor be bound already, which has
+            # looked at its ring before what this tells of. A successor that binds later starts out with an event.
+            self._retire()
+            woken = self._send()
         if woken > 0:
             self._events.bells.ring(self._remote, woken - 1)
-        elif woken < 0:
-            self._retired = (self.sent, self.saved)
-            self._channel = None
+
+    def _send(self) -> int:
+        """What _core.Channel.send answers; -1, too, when there is no channel."""
+        if self._channel is None:
+            self._connect()
+        return -1 if self._channel is None else self._channel.send()
+
+    def _retire(self) -> None:
+        self._retired = (self.sent, self.saved)
+        self._channel = None
+        self._events.forget(self._remote)
 
     @property
     def sent(self) -> int:
@@ -60,7 +69,8 @@ class Port:
         ends = self._events.interdomain(self.number)
         if ends is not None:
             self._remote, remote_port = ends
-            self._channel = self._events.channel(self.number, self._remote, remote_port)
+            with contextlib.suppress(FileNotFoundError):        # destroyed meanwhile: nobody to tell
+                self._channel = self._events.channel(self.number, self._remote, remote_port)
 
 
 class Events:
@@ -136,12 +146,17 @@ class Events:
         local, remote = self._table(self.domid), self._table(remote_domid)
         return _core.Channel(local, number, self.domid, remote, remote_port, remote_domid, pages)
 
+    def forget(self, domid: int) -> None:
+        """Map another domain's files anew when they are next needed: there may be a new domain of that number."""
+        if domid != self.domid:
+            self._tables.pop(domid, None)
+            memory = self._memories.pop(domid, None)
+            if memory is not None:
+                memory.close()
+
     def _table(self, domid: int) -> memoryview:
         if domid not in self._tables:
-            try:
-                self._tables[domid] = map_words(table_path(self._runtime, domid), EVTCHN_2L_NR_CHANNELS)
-            except FileNotFoundError:
-                raise PeerError(f"domain {domid} is gone") from None
+            self._tables[domid] = map_words(table_path(self._runtime, domid), EVTCHN_2L_NR_CHANNELS)
         return self._tables[domid]
 
     def _memory(self, domid: int) -> Memory:

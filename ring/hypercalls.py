@@ -23,10 +23,15 @@ class Hypercalls:
 
     def __init__(self, runtime: Path) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._socket = self.context.socket(zmq.REQ)
-        self._socket.linger = 0
-        self._socket.rcvtimeo = TIMEOUT_MS
-        self._socket.connect(f"ipc://{socket_path(runtime)}")
+        self._path = socket_path(runtime)
+        self._socket = self._connect()
+
+    def _connect(self) -> "zmq.Socket[bytes]":
+        socket = self.context.socket(zmq.REQ)
+        socket.linger = 0
+        socket.rcvtimeo = TIMEOUT_MS
+        socket.connect(f"ipc://{self._path}")
+        return socket
 
     def call(self, op: str, **args: Any) -> Any:
         """The result of hypercall `op`. HypercallError with the hypervisor's errno name, or ETIMEDOUT when it is gone."""
@@ -34,6 +39,9 @@ class Hypercalls:
         try:
             reply = msgpack.unpackb(self._socket.recv())
         except zmq.Again:
+            # A REQ socket sends nothing more before its reply came, which would then answer the wrong call.
+            self._socket.close()
+            self._socket = self._connect()
             raise HypercallError("ETIMEDOUT", f"{op}: the hypervisor does not answer") from None
         if "error" in reply:
             raise HypercallError(reply["error"], f"{op}: {reply.get('message', '')}")

@@ -43,7 +43,7 @@ class Loop:
         self.upcall = events.upcall(self._epoll.fileno())
         self._fds: dict[int, tuple[Handler, Handler | None]] = {}
         self._ports: dict[int, Handler] = {}
-        self._pending: deque[int] = deque()
+        self._pending: dict[int, None] = {}     # in order of arrival, each port once however often it was taken
         self._soon: deque[Handler] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
@@ -105,7 +105,7 @@ class Loop:
 
     def collect(self) -> None:
         """Take the pending ports; their handlers are called in the next turn."""
-        self._pending.extend(self.upcall.take())
+        self._pending.update(dict.fromkeys(self.upcall.take()))
 
     def wait_port(self, port: Port) -> None:
         """Block until `port` is notified; whatever else comes meanwhile is handled in the next turn."""
@@ -115,7 +115,7 @@ class Loop:
             self.collect()
             if self.stopping:
                 raise InterruptedError("stopped while waiting for an event channel")
-        self._pending.remove(port.number)
+        del self._pending[port.number]
 
     def _wait_ns(self, timeout: float) -> int:
         if self._soon or self._pending:
@@ -135,8 +135,11 @@ class Loop:
                 handlers[1]()
 
     def _dispatch(self) -> None:
-        for _ in range(len(self._pending)):
-            handler = self._ports.get(self._pending.popleft())
+        for number in list(self._pending):
+            if number not in self._pending:     # a handler before waited for this one (`wait_port`)
+                continue
+            del self._pending[number]
+            handler = self._ports.get(number)
             if handler:
                 handler()
         for _ in range(len(self._soon)):

@@ -15,6 +15,7 @@ RAM comes first; the special frames follow it, so that nothing in the guest's ow
 """
 import mmap
 import os
+import weakref
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +48,7 @@ class Memory:
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._close_fd = weakref.finalize(self, os.close, self.fd)
         self.map = mmap.mmap(self.fd, 0)
         self.view = memoryview(self.map)
         self.nr_frames = len(self.map) // FRAME_SIZE
@@ -109,7 +111,7 @@ class Memory:
 
     def close(self) -> None:
         """Unmap. A view that is still in use keeps the mapping until it goes."""
-        os.close(self.fd)
+        self._close_fd()
         self.view.release()
         try:
             self.map.close()

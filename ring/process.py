@@ -56,7 +56,22 @@ class Process:
         self.loop = Loop(self.events)
         self.undo.callback(self.events.close)
         self.undo.callback(self.loop.close)
+        self._wake_on_signals()
         signal.signal(signal.SIGTERM, lambda *_: self.loop.stop())
+
+    def _wake_on_signals(self) -> None:
+        """Let signals end a wait. One that comes after Python last looked for it, but before the wait sleeps, interrupts
+        nothing; its byte in this pipe does."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+        def drain() -> None:
+            os.read(reader, 4096)
+
+        self.loop.on_fd(reader, drain)
+        self.undo.callback(os.close, reader)
+        self.undo.callback(os.close, writer)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self.undo.callback(signal.set_wakeup_fd, -1)
 
     def memory(self, domid: int) -> Memory:
         """A domain's memory, mapped once. FileNotFoundError when there is no such domain."""
