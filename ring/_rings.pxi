@@ -25,6 +25,8 @@ cdef class SharedRing(Shared):
     def __cinit__(self, buffer, uint32_t req_size, uint32_t rsp_size, *args, **kwargs):
         cdef uint32_t room, slots = 1
         self.slot = req_size if req_size > rsp_size else rsp_size
+        if req_size == 0 or rsp_size == 0:
+            raise ValueError("a ring of empty slots")
         if self.size < SLOTS_OFFSET + self.slot:
             raise RingError(f"a ring of {self.size} bytes has no room for a slot of {self.slot}")
         room = <uint32_t>((self.size - SLOTS_OFFSET) // self.slot)
@@ -132,9 +134,9 @@ cdef class FrontRing(SharedRing):
     cpdef uint32_t take(self) except? 0xffffffff:
         """Copy every response there is into `responses`; their number. RingError when rsp_prod lies."""
         cdef uint32_t count = ld32(&self.header.rsp_prod) - self.rsp_cons      # acquire: indices before slots
-        if count > <uint32_t>(self.req_prod_pvt - self.rsp_cons):
+        if count > <uint32_t>(self.pushed - self.rsp_cons):     # what was not pushed cannot have been answered
             raise RingError(f"rsp_prod {self.rsp_cons + count & 0xffffffff:#x} is ahead of the "
-                            f"{self.req_prod_pvt - self.rsp_cons & 0xffffffff} outstanding requests")
+                            f"{self.pushed - self.rsp_cons & 0xffffffff} outstanding requests")
         self._in(self.response_at, self.rsp_cons, count, self.rsp_size)
         self.rsp_cons += count
         return count

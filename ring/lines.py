@@ -36,7 +36,10 @@ class LineWatcher:
         self._seen = bytes(ISA_LINES * 8)
 
     def changes(self) -> Iterator[tuple[int, bool]]:
-        """(line, level) of every change since the last call; a change and back again is told as both."""
+        """(line, level) of the changes since the last call; a change and back again is told as both.
+
+        At most three are told of a line, which hold an edge each way whenever there was one.
+        """
         now = bytes(self._page[: ISA_LINES * 8])
         if now == self._seen:
             return
@@ -44,7 +47,6 @@ class LineWatcher:
         for line in range(ISA_LINES):
             count = int.from_bytes(now[line * 8 : line * 8 + 8], "little")
             delta = count - int.from_bytes(before[line * 8 : line * 8 + 8], "little")
-            if delta > 1:
-                yield line, not count & 1
-            if delta:
-                yield line, bool(count & 1)
+            told = delta if 0 <= delta <= 2 else 2 + (delta & 1)
+            for back in range(told - 1, -1, -1):
+                yield line, bool(count - back & 1)

@@ -46,7 +46,8 @@ class ModifiedReader:
         first, self._read = self._read, written
         news = range(max(first, written - CAPACITY), written)
         entries = [_core.load64(self._page, _FIRST + index % CAPACITY) for index in news]
-        # An entry may have been overwritten while we read: only what the writer has not reached since is sure.
-        if _core.load64(self._page, 0) - first > CAPACITY:
+        # An entry may have been overwritten while we read: only what the writer has not reached since is sure. It
+        # writes an entry before it counts it, so the one that is CAPACITY behind its count may be half gone.
+        if _core.load64(self._page, 0) - first >= CAPACITY:
             return None
         return [(entry & 0xFFFFFFFF, entry >> 32) for entry in entries]
