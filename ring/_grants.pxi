@@ -11,8 +11,16 @@ cdef enum:
     GNTST_bad_handle = -4
     GNTST_no_device_space = -7
     GNTST_bad_page = -9
-    TRACK_VALID = 1
-    TRACK_READONLY = 2
+    GNTST_bad_copy_arg = -10
+    TRACK_STATE = 7            # of a map track entry: what its process is about, should it be killed
+    TRACK_FREE = 0
+    TRACK_INTENT = 1           # about to lock the gref: not counted in its pins
+    TRACK_COMING = 2           # counted from the moment the lock is let go
+    TRACK_HELD = 3             # counted
+    TRACK_GOING = 4            # counted until the moment the lock is let go
+    TRACK_READONLY = 8
+    MOST_PINS = 0xffff
+    PATIENT_LOOKS = 64         # at a lock before giving way to whoever holds it
 
 cdef struct GrantEntry:        # struct grant_entry_v1
     uint16_t flags
@@ -48,9 +56,13 @@ cdef class GrantTable(Shared):
         breaks the lock of a process that died with it."""
         cdef uint64_t *at = <uint64_t *>self.pins.at + gref
         cdef uint64_t old = ld64(at)
+        cdef int looks = 0
         while True:
             if old >> 32:
                 cpu_pause()
+                looks += 1
+                if looks % PATIENT_LOOKS == 0:     # its holder may wait for this core, or the one who breaks it
+                    cpu_yield()
                 old = ld64(at)
             elif cas64(at, &old, old | <uint64_t>owner << 32):
                 return old
@@ -58,15 +70,21 @@ cdef class GrantTable(Shared):
     cdef void _unlock(self, uint32_t gref, uint64_t pins) noexcept nogil:
         st64(<uint64_t *>self.pins.at + gref, pins)     # release: flags before the lock is seen free
 
-    cdef int32_t _pin(self, uint32_t gref, uint16_t domid, bint readonly, uint32_t owner, uint32_t *frame) noexcept nogil:
+    cdef int32_t _pin(self, uint32_t gref, uint16_t domid, bint readonly, uint32_t owner, uint32_t *frame,
+                      uint64_t *record) noexcept nogil:
+        """Count a mapping of `gref`, whose entry in the map track is `record`; its frame. A GNTST_ status."""
         cdef GrantEntry *entry = <GrantEntry *>self.at + gref
         cdef uint32_t *head = <uint32_t *>entry           # flags and domid change together: one word
         cdef uint32_t old, wanted = GTF_reading if readonly else GTF_reading | GTF_writing
         cdef uint64_t pins
+        cdef uint64_t one = 1 if readonly else 0x10000
         cdef int32_t status = GNTST_okay
         if gref >= self.nr_entries:
             return GNTST_bad_gntref
         pins = self._lock(gref, owner)
+        if pins & one * MOST_PINS == one * MOST_PINS:
+            self._unlock(gref, pins)
+            return GNTST_no_device_space
         old = ld32(head)
         while True:
             if old & GTF_type_mask != GTF_permit_access or old >> 16 != domid or (old & GTF_readonly and not readonly):
@@ -79,10 +97,12 @@ cdef class GrantTable(Shared):
             frame[0] = ld32(&entry.frame)
             if frame[0] >= self.nr_frames:
                 status = GNTST_bad_page
+                self._clear(entry, pins)
         if status == GNTST_okay:
-            pins += 1 if readonly else 0x10000
-        else:
-            self._clear(entry, pins)
+            pins += one
+            # Letting go of the lock stores the new count too, in the same word: killed before it, we hold the lock and
+            # are not counted; killed after it, we do not hold it and are. The record says that it is one of these.
+            st64(record, ld64(record) & ~<uint64_t>TRACK_STATE | TRACK_COMING)
         self._unlock(gref, pins)
         return status
 
@@ -97,9 +117,10 @@ cdef class GrantTable(Shared):
             while not cas16(&entry.flags, &old, old & ~drop):
                 pass
 
-    cdef void _unpin(self, uint32_t gref, bint readonly, uint32_t owner) noexcept nogil:
+    cdef void _unpin(self, uint32_t gref, bint readonly, uint32_t owner, uint64_t *record) noexcept nogil:
         cdef uint64_t pins = self._lock(gref, owner)
         pins -= 1 if readonly else 0x10000
+        st64(record, ld64(record) & ~<uint64_t>TRACK_STATE | TRACK_GOING)      # as in _pin
         self._clear(<GrantEntry *>self.at + gref, pins)
         self._unlock(gref, pins)
 
@@ -111,18 +132,59 @@ cdef class GrantTable(Shared):
         pins = ld64(<uint64_t *>self.pins.at + gref)
         return pins & 0xffff, pins >> 16 & 0xffff
 
-    def repin(self, uint32_t gref, uint32_t readers, uint32_t writers):
-        """The hypervisor's: set a gref's mappings to what the living hold, breaking a dead process's lock."""
+    def holder(self, uint32_t gref):
+        """The owner that has a gref's lock; 0 when nobody does."""
         if gref >= self.nr_entries:
             raise IndexError(gref)
-        self._clear(<GrantEntry *>self.at + gref, readers | writers << 16)
-        self._unlock(gref, readers | writers << 16)
+        return <uint32_t>(ld64(<uint64_t *>self.pins.at + gref) >> 32)
+
+    def break_lock(self, uint32_t gref, uint32_t owner):
+        """Take a gref's lock from an owner that is no process."""
+        cdef uint64_t old
+        if gref >= self.nr_entries:
+            raise IndexError(gref)
+        old = ld64(<uint64_t *>self.pins.at + gref)
+        if old >> 32 == owner:
+            cas64(<uint64_t *>self.pins.at + gref, &old, <uint32_t>old)
+
+    def release(self, uint32_t gref, uint32_t owner, records):
+        """The hypervisor's: take back what a dead process held of a gref. False when somebody else has its lock.
+
+        owner: the dead process. records: its map track entries for this gref. Its own lock is broken, and tells which
+        of its mappings are counted; those of the living are not touched.
+        """
+        cdef uint64_t *at = <uint64_t *>self.pins.at + gref
+        cdef uint64_t old, record, count
+        cdef uint64_t gone[2]
+        cdef bint locked
+        if gref >= self.nr_entries:
+            raise IndexError(gref)
+        old = ld64(at)
+        while old >> 32 == 0 and not cas64(at, &old, old | <uint64_t>owner << 32):
+            pass
+        locked = old >> 32 == owner            # by the dead one, when it died
+        if old >> 32 and not locked:
+            return False
+        gone[0] = gone[1] = 0
+        for item in records:
+            record = item
+            if record & TRACK_STATE in (TRACK_HELD, TRACK_GOING if locked else TRACK_COMING):
+                gone[0 if record & TRACK_READONLY else 1] += 1
+        count = old & MOST_PINS
+        old = old >> 16 & MOST_PINS
+        count -= min(count, gone[0])
+        old -= min(old, gone[1])
+        count |= old << 16
+        self._clear(<GrantEntry *>self.at + gref, count)
+        self._unlock(gref, count)
+        return True
 
 
 cdef class Mapper(Shared):
     """A process's grant mappings, recorded where the hypervisor finds them when the process dies.
 
-    track: an array of u64, one per handle: valid and read-only bits, granting domid (bits 16-31), gref (32-63).
+    track: an array of u64, one per handle: a TRACK_ state and the read-only bit, granting domid (bits 16-31), gref
+    (32-63). It always says whether the mapping is counted in the gref's pins, whenever the process is killed.
     domid: the mapping domain. owner: a number, not 0, that tells this process from all others of the topology.
     """
     cdef uint32_t *spare
@@ -153,17 +215,19 @@ cdef class Mapper(Shared):
     cdef int32_t _map(self, GrantTable table, uint32_t gref, bint readonly, uint32_t *frame) noexcept nogil:
         """A handle (0 and up), or a GNTST_ error (below 0)."""
         cdef uint32_t handle
+        cdef uint64_t record
         cdef int32_t status
         if self.nr_spare == 0:
             return GNTST_no_device_space
         handle = self.spare[self.nr_spare - 1]
-        # Recorded before it is done: a process killed in between leaves a record too many, never one too few.
-        st64(<uint64_t *>self.at + handle, TRACK_VALID | (TRACK_READONLY if readonly else 0)
-             | <uint64_t>table.domid << 16 | <uint64_t>gref << 32)
-        status = table._pin(gref, self.domid, readonly, self.owner, frame)
+        record = <uint64_t>gref << 32 | <uint64_t>table.domid << 16 | (TRACK_READONLY if readonly else 0)
+        # Recorded before it is done: the hypervisor looks for locks of the dead only where a record points.
+        st64(<uint64_t *>self.at + handle, record | TRACK_INTENT)
+        status = table._pin(gref, self.domid, readonly, self.owner, frame, <uint64_t *>self.at + handle)
         if status != GNTST_okay:
-            st64(<uint64_t *>self.at + handle, 0)
+            st64(<uint64_t *>self.at + handle, TRACK_FREE)
             return status
+        st64(<uint64_t *>self.at + handle, record | TRACK_HELD)
         self.nr_spare -= 1
         return <int32_t>handle
 
@@ -172,10 +236,10 @@ cdef class Mapper(Shared):
         if handle >= self.handles:
             return GNTST_bad_handle
         record = ld64(<uint64_t *>self.at + handle)
-        if not record & TRACK_VALID or <uint16_t>(record >> 16) != table.domid:
+        if record & TRACK_STATE != TRACK_HELD or <uint16_t>(record >> 16) != table.domid:
             return GNTST_bad_handle
-        table._unpin(<uint32_t>(record >> 32), record & TRACK_READONLY != 0, self.owner)
-        st64(<uint64_t *>self.at + handle, 0)
+        table._unpin(<uint32_t>(record >> 32), record & TRACK_READONLY != 0, self.owner, <uint64_t *>self.at + handle)
+        st64(<uint64_t *>self.at + handle, TRACK_FREE)
         self.spare[self.nr_spare] = handle
         self.nr_spare += 1
         return GNTST_okay
@@ -223,6 +287,8 @@ cdef class GrantedIO:
         self.mapper = mapper
         self.table = table
         self.memory = Shared(memory)
+        if self.memory.size // PAGE < table.nr_frames:
+            raise ValueError(f"{self.memory.size} bytes of memory hold no {table.nr_frames} frames")
         self.persistent = persistent
         self.kept = <int32_t *>calloc(table.nr_entries, 4)
         self.kept_frame = <uint32_t *>calloc(table.nr_entries, 4)
@@ -326,18 +392,21 @@ def grant_copy(GrantTable table not None, memory, uint32_t gref, uint32_t offset
     """GNTTABOP_copy between `local` (a writable buffer) and a granted frame from `offset` on; a GNTST_ status."""
     cdef Shared other = Shared(memory), mine = Shared(local)
     cdef uint32_t frame = 0
-    cdef int32_t status
+    cdef int32_t handle
     if offset + mine.size > PAGE:
-        return -10                             # GNTST_bad_copy_arg
-    status = table._pin(gref, mapper.domid, not to_grant, mapper.owner, &frame)
-    if status != GNTST_okay:
-        return status
+        return GNTST_bad_copy_arg
+    # A mapping like any other, so that the hypervisor finds it should we be killed meanwhile.
+    handle = mapper._map(table, gref, not to_grant, &frame)
+    if handle < 0:
+        return handle
+    if (<Py_ssize_t>frame + 1) * PAGE > other.size:
+        mapper._unmap(table, handle)
+        return GNTST_bad_page
     if to_grant:
         memcpy(other.at + <uint64_t>frame * PAGE + offset, mine.at, mine.size)
     else:
         memcpy(mine.at, other.at + <uint64_t>frame * PAGE + offset, mine.size)
-    table._unpin(gref, not to_grant, mapper.owner)
-    return GNTST_okay
+    return mapper._unmap(table, handle)
 
 
 def end_access(entries not None, uint32_t gref):

@@ -1,4 +1,5 @@
 """What a dead process leaves: ports it may have been about to ring, open event channels, mapped grants."""
+from collections.abc import Callable
 from pathlib import Path
 
 from miniguest.ring import _core
@@ -11,29 +12,36 @@ from miniguest.ring.words import map_words
 
 
 def mapped_by(runtime: Path, domid: int, vcpu: int) -> dict[tuple[int, int], list[int]]:
-    """What a process has mapped, from its map track: (granting domid, gref) to [reading only, writing]."""
+    """What a process has mapped, from its map track: its entries by (granting domid, gref)."""
     found: dict[tuple[int, int], list[int]] = {}
     try:
         track = map_words(track_path(runtime, domid, vcpu), TRACK_ENTRIES)
     except FileNotFoundError:
         return found
     for record in track.cast("Q"):
-        if record & 1:
-            counts = found.setdefault((record >> 16 & 0xFFFF, record >> 32), [0, 0])
-            counts[0 if record & 2 else 1] += 1
+        if record:
+            found.setdefault((record >> 16 & 0xFFFF, record >> 32), []).append(record)
     return found
 
 
-def release_grants(runtime: Path, domains: dict[int, Domain], domid: int, vcpu: int) -> None:
-    """Count anew, among the living, the mappings of every gref that a dead process had mapped."""
-    dead = mapped_by(runtime, domid, vcpu)
-    if not dead:
-        return
-    living = [mapped_by(runtime, domain.domid, other) for domain in domains.values() for other in domain.vcpus]
-    for granter, gref in dead:
-        if granter in domains:
-            counts = [held.get((granter, gref), [0, 0]) for held in living]
-            domains[granter].grants.repin(gref, sum(c[0] for c in counts), sum(c[1] for c in counts))
+def release_grants(
+    runtime: Path, domains: dict[int, Domain], domid: int, vcpu: int, owner: int, locked_out: Callable[[int], bool]
+) -> None:
+    """Take back every mapping that the dead process `owner` had.
+
+    locked_out: called with the owner of a lock that is in the way; False when that owner is no process at all.
+    """
+    dead = [
+        (domains[granter].grants, gref, records)
+        for (granter, gref), records in mapped_by(runtime, domid, vcpu).items()
+        if granter in domains and gref < domains[granter].grants.nr_entries
+    ]
+    # What it died locking comes first: two that died at the same time then never wait for each other.
+    for table, gref, records in sorted(dead, key=lambda item: item[0].holder(item[1]) != owner):
+        while not table.release(gref, owner, records):
+            holder = table.holder(gref)
+            if holder not in (0, owner) and not locked_out(holder):
+                table.break_lock(gref, holder)
     track_path(runtime, domid, vcpu).unlink(missing_ok=True)
 
 

@@ -39,10 +39,14 @@ class Domain:
         """Make a domain and its files. FileExistsError when the domid is taken."""
         directory = domain_directory(runtime, domid)
         directory.mkdir(mode=0o700)
-        memory = Memory.create(directory / "memory", ram_frames)
-        channels = map_words(table_path(runtime, domid), EVTCHN_2L_NR_CHANNELS, create=True)
-        pins = map_words(pins_path(runtime, domid), GRANT_ENTRIES, create=True)
-        return cls(domid, name, memory, channels, _core.GrantTable(memory.grant_entries, pins, memory.nr_frames, domid))
+        try:
+            memory = Memory.create(directory / "memory", ram_frames)
+            channels = map_words(table_path(runtime, domid), EVTCHN_2L_NR_CHANNELS, create=True)
+            pins = map_words(pins_path(runtime, domid), GRANT_ENTRIES, create=True)
+            return cls(domid, name, memory, channels, _core.GrantTable(memory.grant_entries, pins, memory.nr_frames, domid))
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
 
     @property
     def shutdown(self) -> int:

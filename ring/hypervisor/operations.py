@@ -1,4 +1,6 @@
 """The hypercalls: one method each, its keyword arguments are the hypercall's. HypercallError refuses one."""
+import os
+import select
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,20 @@ from miniguest.ring.hypervisor.domain import Domain, Vcpu
 from miniguest.ring.hypervisor.event_channels import VCPUS, EventChannels
 from miniguest.ring.ranges import MEMORY, PORT, Range, write_ranges
 from miniguest.ring.words import map_words
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process ended, be it reaped or not."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+    finally:
+        os.close(fd)
 
 
 class Operations:
@@ -34,6 +50,8 @@ class Operations:
     def destroy_domain(self, domid: int) -> None:
         """Close its channels and remove its files."""
         domain = self.channels.domain(domid)
+        for vcpu, item in domain.vcpus.items():
+            raise HypercallError("EBUSY", f"{item.name} is still vcpu {vcpu} of domain {domid}")
         for vcpu in range(VCPUS):
             raise_and_close(self.channels, self.domains, self.bells, domid, vcpu)
         del self.domains[domid]
@@ -91,9 +109,21 @@ class Operations:
                 if item.pid == pid:
                     names.append(item.name)
                     del domain.vcpus[vcpu]
-                    release_grants(self.runtime, self.domains, domain.domid, vcpu)
+                    release_grants(self.runtime, self.domains, domain.domid, vcpu, item.owner, self._locked_out)
                     raise_and_close(self.channels, self.domains, self.bells, domain.domid, vcpu)
         return names
+
+    def _locked_out(self, owner: int) -> bool:
+        """A grant's lock is held by `owner`, for a moment unless it died as well: then bury it now. False: no process."""
+        for domain in self.domains.values():
+            for item in domain.vcpus.values():
+                if item.owner == owner:
+                    if is_dead(item.pid):
+                        self.bury(item.pid)
+                    else:
+                        os.sched_yield()
+                    return True
+        return False
 
     # -- event channels
     def evtchn_alloc_unbound(self, domid: int, vcpu: int, remote_domid: int) -> int:
@@ -120,6 +150,8 @@ class Operations:
     def create_ioreq_server(self, domid: int, dm_domid: int, vcpus: int) -> list[int]:
         """XEN_DMOP_create_ioreq_server: a port for each vCPU, unbound for the device model, in its slot's vp_eport."""
         domain = self.channels.domain(domid)
+        if vcpus > HYPERVISOR_SIDE:
+            raise HypercallError("EINVAL", f"{vcpus} vcpus, a domain has at most {HYPERVISOR_SIDE}")
         page = domain.memory.frame(domain.memory.special("ioreq"))
         ports = []
         for vcpu in range(vcpus):
@@ -138,8 +170,7 @@ class Operations:
         for old in domain.ranges:
             if old.overlaps(new):
                 raise HypercallError("EEXIST", f"{start:#x}..{end:#x} of {name} is claimed by {old.name}")
-        domain.ranges.append(new)
-        self._publish_ranges(domain)
+        self._publish_ranges(domain, [*domain.ranges, new])
 
     def unmap_io_range(self, domid: int, kind: int, start: int, end: int) -> None:
         """XEN_DMOP_unmap_io_range_from_ioreq_server; ENOENT when it was not mapped so."""
@@ -147,11 +178,11 @@ class Operations:
         kept = [item for item in domain.ranges if (item.kind, item.start, item.end) != (kind, start, end)]
         if len(kept) == len(domain.ranges):
             raise HypercallError("ENOENT", f"{start:#x}..{end:#x} is not claimed")
-        domain.ranges[:] = kept
-        self._publish_ranges(domain)
+        self._publish_ranges(domain, kept)
 
-    def _publish_ranges(self, domain: Domain) -> None:
-        write_ranges(domain.memory.frame(domain.memory.special("ranges")), domain.ranges)
+    def _publish_ranges(self, domain: Domain, ranges: list[Range]) -> None:
+        write_ranges(domain.memory.frame(domain.memory.special("ranges")), ranges)
+        domain.ranges[:] = ranges       # only now: a table that is too long changes nothing
 
 
 OPERATIONS = frozenset(name for name in vars(Operations) if not name.startswith("_") and name != "bury")

@@ -2,6 +2,7 @@
 import contextlib
 import logging
 import os
+import select
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import zmq
 from miniguest.ring.doorbell import Bells
 from miniguest.ring.errors import HypercallError, MiniguestError
 from miniguest.ring.hypercalls import socket_path
+from miniguest.ring.hypervisor.arguments import check_arguments
 from miniguest.ring.hypervisor.operations import OPERATIONS, Operations
 
 log = logging.getLogger("hypervisor")
@@ -51,13 +53,20 @@ class Server:
     def run(self) -> None:
         """Serve until told to stop."""
         while not self.stopping:
-            for source, _ in self._poller.poll():
-                if isinstance(source, int):
-                    self._poller.unregister(source)
-                    os.close(source)
-                    self._deaths.pop(source)()
-                else:
-                    self._serve()
+            ready = dict(self._poller.poll())
+            # The dead first, and looked for again: who sends a request may have seen a process end, and take its place.
+            self._bury_dead()
+            if self._socket in ready:
+                self._serve()
+
+    def _bury_dead(self) -> None:
+        poll = select.poll()
+        for fd in self._deaths:
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(0):
+            self._poller.unregister(fd)
+            os.close(fd)
+            self._deaths.pop(fd)()
 
     def _serve(self) -> None:
         sender, empty, request = ([*self._socket.recv_multipart(), b"", b""])[:3]
@@ -70,6 +79,7 @@ class Server:
             op, args = message["op"], message["args"]
             if op not in OPERATIONS:
                 raise HypercallError("ENOSYS", f"no hypercall {op!r}")
+            check_arguments(op, args)
             result = getattr(self.operations, op)(**args)
             if op == "register":
                 pid = args["pid"]
