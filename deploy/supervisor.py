@@ -36,8 +36,7 @@ START_SECONDS: Final = 30.0             # to be up, for one process on a busy ma
 STOP_SECONDS: Final = 1.5               # for a mini-guest to get rid of its last output
 KILL_SECONDS: Final = 0.5               # for everybody, when something went wrong
 ENDED: Final[dict[int, report.Ended]] = {
-    vcpu.Ended.HALT: "halt", vcpu.Ended.POWEROFF: "poweroff", vcpu.Ended.REBOOT: "poweroff", vcpu.Ended.TIMEOUT: "timeout",
-    vcpu.Ended.CRASH: "crash",
+    vcpu.Ended.HALT: "halt", vcpu.Ended.POWEROFF: "poweroff", vcpu.Ended.TIMEOUT: "timeout", vcpu.Ended.CRASH: "crash",
 }
 
 
@@ -231,6 +230,9 @@ class Supervisor:
         if child.exit_code == vcpu.Ended.CRASH:
             print(f"miniguest: {child.name}{self._last_words(child)}", file=sys.stderr)
         self._progress(f"{child.name}: {ENDED[child.exit_code]}")
+        if guest.ended:
+            self._children.stop([guest.mini_guest], STOP_SECONDS)
+            self.toolstack.release_guest(self.store, guest.domid, guest.stub)
 
     def _last_words(self, child: Child) -> str:
         """The last line of a process's log, to go behind the news of its death."""

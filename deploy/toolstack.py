@@ -93,6 +93,16 @@ class Toolstack:
                 "params": str(disk.image), "state": int(XenbusState.Initialising), "frontend": front,
             })
 
+    def release_guest(self, store: Xenstore, domid: int, stub: int) -> None:
+        """A guest has ended: its devices go, and whoever watches @releaseDomain hears of it. Its memory stays."""
+        for kind in ("vbd", "console"):
+            path = f"/local/domain/0/backend/{kind}/{stub}"
+            if store.exists(path):
+                store.rm(path)
+        for each in (stub, domid):
+            store.release(each)
+            store.rm(f"/local/domain/{each}")
+
     def add_console(self, store: Xenstore, stub: int, output: str, prefix: str, stdin: bool) -> None:
         """The mini-guest's console: its guest's serial line."""
         back = f"/local/domain/0/backend/console/{stub}/0"

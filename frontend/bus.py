@@ -22,7 +22,7 @@ class Claims(Protocol):
     def unmap(self, kind: int, start: int, end: int) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Attached:
     """A device on the bus. `lines`: (interrupt line, its level now) for each line that it drives."""
 
@@ -70,6 +70,8 @@ class Bus:
         self._clock = clock
         self._ports: dict[int, tuple[int, Attached, Device]] = {}
         self._regions: list[tuple[int, int, Attached, Device]] = []
+        self._claimed: list[tuple[int, int, int]] = []
+        self._attached: list[Attached] = []
 
     def add(
         self, name: str, device: Device, *lines: tuple[int, Callable[[], bool]],
@@ -77,12 +79,14 @@ class Bus:
     ) -> Attached:
         """A device with its interrupt lines and its clockwork; where it answers is said by `attach`."""
         attached = Attached(name, device, lines, deadline, tick)
+        self._attached.append(attached)
         self._settle(attached)
         return attached
 
     def attach(self, kind: int, start: int, count: int, attached: Attached, window: Device | None = None) -> None:
         """`attached` answers `count` ports or bytes from `start` on, through `window` when that is given."""
         self._claims.map(kind, start, start + count - 1, attached.name)
+        self._claimed.append((kind, start, count))
         device = window or attached.device
         if kind == PORT:
             self._ports.update((port, (start, attached, device)) for port in range(start, start + count))
@@ -92,11 +96,21 @@ class Bus:
     def detach(self, kind: int, start: int, count: int) -> None:
         """Nobody answers there any more."""
         self._claims.unmap(kind, start, start + count - 1)
+        self._claimed.remove((kind, start, count))
         if kind == PORT:
             for port in range(start, start + count):
                 self._ports.pop(port, None)
         else:
             self._regions[:] = [item for item in self._regions if item[:2] != (start, start + count)]
+
+    def clear(self) -> None:
+        """Every device off the bus, as when the machine is reset and made anew."""
+        for kind, start, count in list(self._claimed):
+            self.detach(kind, start, count)
+        for attached in self._attached:
+            if attached.timer:
+                attached.timer.cancel()
+        self._attached.clear()
 
     def changed(self, attached: Attached) -> None:
         """A device changed state on its own."""
@@ -161,6 +175,8 @@ class Bus:
 
     # -- lines and deadlines
     def _settle(self, attached: Attached) -> None:
+        if attached not in self._attached:
+            return                      # it was on the bus before a reset
         for line, level in attached.lines:
             self._lines.drive(line, attached.name, level())
         if attached.deadline is None:

@@ -86,6 +86,7 @@ class MiniGuest:
         self._ports = [self._bind_ioreq(memory, index) for index in range(vcpus)]
         self._line_driver = LineDriver(memory.frame(memory.special("irq_lines")))
         self._answering = False
+        self._resetting = False
         own = process.memory(process.domid)
         self.store = process.xenstore()
         self._pages = Pages(own)
@@ -95,15 +96,31 @@ class MiniGuest:
         self._console = self._connect_console(own)
         self._lines = InterruptLines(self._set_line)
         self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, process.loop, time.monotonic_ns)
-        disks: dict[str, Disk] = dict(self.disks.items())
-        self.pc = Pc(self._surroundings(), memory.ram_size, vcpus, disks)
+        self._vcpus = vcpus
+        self.pc = self._make_pc()
+
+    def _make_pc(self) -> Pc:
+        disks: dict[str, Disk] = dict(self.disks)
+        return Pc(self._surroundings(), self._process.memory(self._target).ram_size, self._vcpus, disks)
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
             bus=self._bus, lines=self._lines, memory=self._target_memory, clock=time.monotonic_ns, wall=time.time,
-            power_off=lambda: self._shutdown(SHUTDOWN_poweroff), reset=lambda: self._shutdown(SHUTDOWN_reboot),
+            power_off=lambda: self._shutdown(SHUTDOWN_poweroff), reset=self._reset,
             console=self._console.send, debug=lambda line: console_log.info("%s", line.decode("latin-1").rstrip()),
         )
+
+    def _reset(self) -> None:
+        """The machine's reset line: every device is made anew, and the vCPU starts over."""
+        log.info("reset")
+        # Not now: the device that asked is in the middle of an access, which is answered first.
+        self._resetting = True
+
+    def _finish_reset(self) -> None:
+        self._resetting = False
+        self._bus.clear()
+        self.pc = self._make_pc()
+        self._shutdown(SHUTDOWN_reboot)
 
     def _shutdown(self, reason: int) -> None:
         self._process.hypercalls.call("shutdown", domid=self._target, reason=reason)
@@ -142,6 +159,8 @@ class MiniGuest:
             return
         self._answering = True
         answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
+        if self._resetting:
+            self._finish_reset()
         self._answering = False
         slot.complete(answer)
         self._ports[index].notify()

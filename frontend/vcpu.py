@@ -42,12 +42,11 @@ class Ended(IntEnum):
     HALT = 0                    # HLT with interrupts off
     STOPPED = 10                # told to stop by signal
     POWEROFF = 11
-    REBOOT = 12
     CRASH = 13
     TIMEOUT = 14                # told to stop by the toolstack
 
 
-SHUTDOWNS: Final = {SHUTDOWN_poweroff: Ended.POWEROFF, SHUTDOWN_reboot: Ended.REBOOT, SHUTDOWN_crash: Ended.CRASH}
+SHUTDOWNS: Final = {SHUTDOWN_poweroff: Ended.POWEROFF, SHUTDOWN_crash: Ended.CRASH}
 
 
 @dataclass(slots=True)
@@ -233,19 +232,30 @@ class Vcpu:
                 return Ended.CRASH
             if stop is Stop.WINDOW:
                 self._count_only(ExitKind.IRQ_WINDOW, 0)
-            if stop is Stop.HALT and not self.engine.interruptible():
-                return self._ended() or Ended.HALT
             self._loop.collect()
             self._tick()
             self._look()
-            if stop is Stop.HALT:
+            if stop is Stop.HALT and not self._shutdown():
+                if not self.engine.interruptible():
+                    return Ended.HALT
                 self._halt()
             ended = self._ended()
             if ended is not None:
                 return ended
             self._inject()
 
+    def _reboot(self) -> None:
+        """The device model was made anew and asked for this: so are the processor and what is beside it."""
+        log.info("reset")
+        self._info[SHUTDOWN_OFFSET] = 0
+        self._routes.clear()
+        self._platform = Platform(now_ns)
+        self.engine.reset()
+        self._look()
+
     def _ended(self) -> Ended | None:
+        if self._shutdown() == 1 + SHUTDOWN_reboot:
+            self._reboot()
         if self._shutdown():
             return SHUTDOWNS.get(self._shutdown() - 1, Ended.TIMEOUT)
         return Ended.STOPPED if self._loop.stopping else None

@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 
 import pytest
-
 from guests import LIBRARY, LOADER, SECTOR, Conversation, assemble, boot, run
 
 # Protected mode, flat, for programs that want it; ESI etc. are free. `idt` has 64 gates; handlers go in with `gate`.
@@ -561,3 +560,36 @@ def test_bios_writes_reach_the_image_unless_it_is_read_only(tmp_path: Path, acce
     assert ran.status == 0
     assert (written == program) == (access == "rw")
     assert ran.console.endswith("00") == (access == "rw")
+
+
+@pytest.mark.parametrize("how", ["cf9", "i8042", "port92"])
+def test_reset_starts_over(tmp_path: Path, how: str) -> None:
+    # A word on the disk outlives the reset: the second time round the program powers off.
+    resets = {
+        "cf9": "mov dx, 0xcf9\nmov al, 2\nout dx, al\nmov al, 6\nout dx, al",
+        "i8042": "mov al, 0xfe\nout 0x64, al",
+        "port92": "in al, 0x92\nor al, 1\nout 0x92, al",
+    }
+    body = f"""
+        mov si, offset text
+        call puts
+        mov ax, 0x0201
+        mov bx, 0x8000
+        mov cx, 2
+        mov dx, 0x80
+        int 0x13
+        cmp word ptr [0x8000], 0x5a5a
+        je poweroff
+        mov word ptr [0x8000], 0x5a5a
+        mov ax, 0x0301
+        int 0x13
+        cli
+        {resets[how]}
+        1: hlt
+        jmp 1b
+        text: .asciz "up"
+    """
+    ran = boot(tmp_path, real_mode(tmp_path, body), "--timeout", "20")
+    assert ran.guest["ended"] == "poweroff"
+    assert ran.console.count("SeaBIOS") == 2
+    assert ran.console.count("up") == 2
