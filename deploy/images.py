@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,17 +53,24 @@ def build_first_light(directory: Path, size: int = 1 << 20) -> FirstLight:
 
     Takes less than a second; the image has some 2 MiB. Raises ImageError when a program is missing or fails.
     """
-    mkrescue, modules = _tools()
-    image = directory / "first-light.img"
     content = os.urandom(size)
-    with tempfile.TemporaryDirectory(prefix="tree-", dir=directory) as name:
-        tree = Path(name)
-        (tree / "boot/grub").mkdir(parents=True)
-        (tree / "boot/grub/grub.cfg").write_text(CONFIG)
-        (tree / FILE).write_bytes(content)
-        _run([mkrescue, f"--directory={modules}", f"--output={image}", f"--install-modules={MODULES} {PARTITIONS}",
-              f"--modules={MODULES}", "--locales=", "--fonts=", "--themes=", tree])
+    image = build(directory, CONFIG, {FILE: content}, "first-light.img")
     return FirstLight(image, hashlib.sha256(content).hexdigest(), size)
+
+
+def build(directory: Path, config: str, files: Mapping[str, bytes], name: str = "grub.img", modules: str = MODULES) -> Path:
+    """A GRUB image with this grub.cfg and these files in its root, as `directory`/`name`. Raises ImageError."""
+    mkrescue, from_directory = _tools()
+    image = directory / name
+    with tempfile.TemporaryDirectory(prefix="tree-", dir=directory) as root:
+        tree = Path(root)
+        (tree / "boot/grub").mkdir(parents=True)
+        (tree / "boot/grub/grub.cfg").write_text(config)
+        for file, content in files.items():
+            (tree / file).write_bytes(content)
+        _run([mkrescue, f"--directory={from_directory}", f"--output={image}", f"--install-modules={modules} {PARTITIONS}",
+              f"--modules={modules}", "--locales=", "--fonts=", "--themes=", tree])
+    return image
 
 
 def _tools() -> tuple[str, str]:
