@@ -50,6 +50,17 @@ class Server:
         self._deaths[fd] = handler
         self._poller.register(fd, zmq.POLLIN)
 
+    def stop_on(self, number: signal.Signals) -> None:
+        """Stop when a signal comes. Its byte in a pipe ends the poll, which zmq resumes when only interrupted."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+        def stop(*_: object) -> None:
+            self.stopping = True
+
+        signal.signal(number, stop)
+        signal.set_wakeup_fd(writer)
+        self._poller.register(reader, zmq.POLLIN)
+
     def run(self) -> None:
         """Serve until told to stop."""
         while not self.stopping:
@@ -119,11 +130,7 @@ def main(
 ) -> None:
     """Run the hypervisor until SIGTERM or the supervisor's death. `ready` is called once it answers."""
     server = Server(runtime, supervisor, report, leftovers)
-    ready()
-
-    def stop(*_: object) -> None:
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, stop)
+    server.stop_on(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ready()
     server.run()

@@ -1,0 +1,42 @@
+"""`make soak`: the long stresses, one after the other. Exit status 0 when nothing was lost, 1 when something was."""
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from miniguest.deploy.stress.events import ask_and_answer
+from miniguest.deploy.stress.grants import map_and_unmap
+from miniguest.deploy.stress.rings import BLKIF, BLKIF_16, NETIF_RX, NETIF_TX, pass_requests
+from miniguest.deploy.stress.workers import StressError
+
+WATCHDOG: Final = 240.0                 # seconds, for each of these
+PLAN: Final[tuple[tuple[str, Callable[[], object]], ...]] = (
+    ("a million events, zmq", lambda: ask_and_answer(500_000, "zmq", seed=11, seconds=WATCHDOG)),
+    ("a million events, fifo", lambda: ask_and_answer(500_000, "fifo", seed=12, seconds=WATCHDOG)),
+    ("50 million requests, netif tx", lambda: pass_requests(50_000_000, NETIF_TX, seconds=WATCHDOG)),
+    ("40 million requests, netif rx", lambda: pass_requests(40_000_000, NETIF_RX, "fifo", seconds=WATCHDOG)),
+    ("10 million requests, blkif of 16 pages", lambda: pass_requests(10_000_000, BLKIF_16, seconds=WATCHDOG)),
+    ("2 million requests, blkif, stirred, zmq", lambda: pass_requests(2_000_000, BLKIF, stir=True, seconds=WATCHDOG)),
+    ("2 million requests, blkif, stirred, fifo", lambda: pass_requests(2_000_000, BLKIF, "fifo", stir=True, seconds=WATCHDOG)),
+    ("grants of six between three mappers, 200 killed", lambda: map_and_unmap(3, 2_000_000, 200, seed=13, seconds=WATCHDOG)),
+)
+
+
+def main(plan: tuple[tuple[str, Callable[[], object]], ...] = PLAN) -> int:
+    """Run the plan; the exit status."""
+    failed = 0
+    for index, (name, run) in enumerate(plan, 1):
+        print(f"[{index}/{len(plan)}] {name} ...", end=" ", flush=True)
+        start = time.monotonic()
+        try:
+            run()
+        except StressError as error:
+            failed = 1
+            print(f"FAILED\n{error}", flush=True)
+        else:
+            print(f"ok, {time.monotonic() - start:.1f} s", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

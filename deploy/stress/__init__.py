@@ -1,0 +1,1 @@
+"""Stress: what processes share, used hard by real processes, and checked."""
