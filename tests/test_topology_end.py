@@ -13,7 +13,17 @@ from guests import MINIGUEST, assemble, run
 
 SECONDS = 2.0
 PROCESSES = ("hypervisor", "xenstored", "blkback", "console", "hvm0-dm", "hvm0-vcpu0")
-IDLE = "mov si, offset t\n1: lodsb\ntest al, al\njz 2f\nmov dx, 0x3f8\nout dx, al\njmp 1b\n2: {loop}\nt: .asciz \"up and running\""
+IDLE = """
+        mov si, offset t
+        1: lodsb
+        test al, al
+        jz 2f
+        mov dx, 0x3f8
+        out dx, al
+        jmp 1b
+        2: {loop}
+        t: .asciz "up and running"
+"""
 LOOPS = {"asleep": "sti\n3: hlt\njmp 3b", "busy": "3: jmp 3b"}
 
 
