@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, XenstoreError
-from miniguest.ring.xenbus import write_error
-from miniguest.ring.xenstore import Xenstore
+from miniguest.ring.xenbus import read_state, switch_state, write_error
+from miniguest.ring.xenstore import Nodes, Xenstore
 
 _DEVICE: Final = re.compile(r"^(\d+)/(\d+)(?:/|$)")
 log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ class BackendDirectory:
     """The devices under /local/domain/0/backend/KIND/DOMID/DEVICE.
 
     opened(domid, device, path): makes the device; what it raises is left in the device's `error` node.
+
+    A device whose own state is Initialising was made (again) by the toolstack, for its backend never goes back there.
     """
 
     def __init__(self, store: Xenstore, kind: str, opened: Callable[[int, int, str], BackendDevice]) -> None:
@@ -54,24 +57,38 @@ class BackendDirectory:
 
     def _look(self, domid: int, device: int) -> None:
         key, path = (domid, device), f"{self._directory}/{domid}/{device}"
-        if key not in self._devices:
-            if self._store.exists(f"{path}/frontend"):
-                self._devices[key] = self._open(domid, device, path)
-        elif not self._store.exists(path):
-            gone = self._devices.pop(key)
-            if gone:
-                gone.close()
+        if key in self._devices and (self._is_anew(path) or not self._store.exists(path)):
+            self._close(path, self._devices.pop(key))
+        if key not in self._devices and self._store.exists(f"{path}/frontend"):
+            self._devices[key] = self._open(domid, device, path)
+
+    def _is_anew(self, path: str) -> bool:
+        return read_state(self._store, path) == XenbusState.Initialising
 
     def _open(self, domid: int, device: int, path: str) -> BackendDevice | None:
         try:
             return self._opened(domid, device, path)
         except (MiniguestError, OSError) as error:
             log.error("%s: %s", path, error)
-            write_error(self._store, path, str(error))
+            self._leave_error(path, str(error))
             return None
+
+    def _leave_error(self, path: str, reason: str) -> None:
+        def leave(nodes: Nodes) -> None:
+            if nodes.exists(path):              # the toolstack may have removed it meanwhile
+                write_error(nodes, path, reason)
+
+        self._store.retry(leave)
+        switch_state(self._store, path, XenbusState.Closing)
+
+    def _close(self, path: str, device: BackendDevice | None) -> None:
+        try:
+            if device:
+                device.close()
+        except (MiniguestError, OSError) as error:
+            log.error("%s: %s", path, error)    # no reason for the others to go as well
 
     def close(self) -> None:
         """Close every device."""
-        for device in self._devices.values():
-            if device:
-                device.close()
+        for (domid, device), opened in self._devices.items():
+            self._close(f"{self._directory}/{domid}/{device}", opened)
