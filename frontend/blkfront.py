@@ -1,14 +1,15 @@
 """blkfront's data path: block requests of any size over a blkif ring (xen/io/blkif.h). The handshake is `blkfront_xenbus`.
 
-Requests are cut into ring requests of as many segments as the backend takes; what does not fit the ring waits.
+Requests are cut into ring requests of as many segments as the backend takes; what does not fit the ring waits. Nothing
+is assumed of the order in which the backend serves them: whoever reads what he wrote waits for the write's end first.
 """
 import logging
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
+from miniguest.frontend.blkfront_pieces import Features, Operation, Page, Piece
 from miniguest.frontend.pages import Pages
 from miniguest.ring import _core
 from miniguest.ring.abi.blkif import (
@@ -18,6 +19,7 @@ from miniguest.ring.abi.blkif import (
     BLKIF_OP_INDIRECT,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
+    BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_OKAY,
     REQUEST,
     RESPONSE,
@@ -28,6 +30,7 @@ from miniguest.ring.memory import FRAME_SIZE
 
 SECTOR: Final = 512
 PER_PAGE: Final = FRAME_SIZE // SECTOR
+MOST_PAGES: Final = 768                 # that one device holds: the domain's other devices need some, too
 _HEAD: Final = struct.Struct("<BBHxxxxQQ")
 _DISCARD: Final = struct.Struct("<BBHxxxxQQQ")
 _INDIRECT: Final = struct.Struct("<BBHxxxxQQHxx")
@@ -36,49 +39,6 @@ _RESPONSE: Final = struct.Struct("<QBxhxxxx")
 _SEGMENTS_AT: Final = REQUEST.offset["seg"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Features:
-    """What the backend offers."""
-
-    sectors: int
-    read_only: bool = False
-    persistent: bool = False
-    flush: bool = False
-    discard: bool = False
-    indirect_segments: int = 0
-
-
-@dataclass(slots=True)
-class Page:
-    """A frame, and the gref it is granted by (None when it is not)."""
-
-    frame: int
-    gref: int | None = None
-
-
-@dataclass(slots=True)
-class Operation:
-    """What a user of the disk asked for: `left` ring requests are still out. `parts` collects what was read."""
-
-    done: Callable[[bytes | None], None]
-    left: int = 0
-    failed: bool = False
-    parts: dict[int, bytes] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Piece:
-    """One ring request: `count` sectors from `sector` on, of an operation; `data` is what it writes."""
-
-    operation: Operation
-    kind: int
-    sector: int
-    count: int
-    data: bytes = b""
-    pages: list[Page] = field(default_factory=list)
-    indirect: Page | None = None
 
 
 class Blkfront:
@@ -103,6 +63,8 @@ class Blkfront:
         self._out: dict[int, Piece] = {}
         self._queue: deque[Piece] = deque()
         self._spare: list[Page] = []            # granted for good, when grants are persistent
+        self._stray: list[Page] = []            # of requests that were never answered
+        self._held = 0                          # pages in use, spare and stray
         self._next_id = 0
         most = max(features.indirect_segments, BLKIF_MAX_SEGMENTS_PER_REQUEST)
         self._piece_sectors = min(most, FRAME_SIZE // _SEGMENT.size) * PER_PAGE
@@ -159,14 +121,27 @@ class Blkfront:
         """Put what waits into the ring, as far as there is room in it and in memory."""
         put = 0
         while self._queue and self._ring.free:
-            need = -(-self._queue[0].count // PER_PAGE) + 1
-            if len(self._spare) + len(self._pages) < need and self._out:
-                break                           # pages come back with the next response
-            piece = self._queue.popleft()
-            self._encode(piece)
-            put += self._ring.put(1)
+            if self._may_start(self._queue[0]):
+                self._encode(self._queue.popleft())
+                put += self._ring.put(1)
+            elif self._out:
+                break                           # the next response gives pages back, or ends a write
+            else:
+                self._no_memory(self._queue.popleft())
         if put and self._ring.push():
             self._notify()
+
+    def _may_start(self, piece: Piece) -> bool:
+        """Whether there are pages for it. A flush waits for the writes that it is to cover to be answered."""
+        if piece.kind == BLKIF_OP_FLUSH_DISKCACHE:
+            return not any(other.kind == BLKIF_OP_WRITE for other in self._out.values())
+        need = -(-piece.count // PER_PAGE) + 1 if piece.kind != BLKIF_OP_DISCARD else 0
+        return need <= len(self._spare) + min(len(self._pages), MOST_PAGES - self._held)
+
+    def _no_memory(self, piece: Piece) -> None:
+        log.error("block device: no pages for a request of %d sectors", piece.count)
+        piece.operation.failed = True
+        self._ended(piece.operation)
 
     def _encode(self, piece: Piece) -> None:
         self._next_id += 1
@@ -202,17 +177,17 @@ class Blkfront:
         if self._spare:
             return self._spare.pop()
         frame = self._pages.alloc()
+        self._held += 1
         # A persistent grant serves both directions, so it is never read-only.
         return Page(frame, self._grants.give(self._domid, frame, readonly and not self._features.persistent))
 
-    def _give_page(self, page: Page) -> None:
-        if self._features.persistent:
-            self._spare.append(page)
-        elif page.gref is not None and self._grants.end(page.gref):
-            self._pages.free(page.frame)
-        else:
-            # Still mapped though answered: the backend could go on writing to it, so it is never used again.
-            self._fail(f"grant {page.gref} is still mapped after its request was answered")
+    def _take_back(self, page: Page) -> bool:
+        """End a page's grant and free it; False when it is still mapped: somebody may go on writing to it."""
+        if not self._grants.end(page.gref):
+            return False
+        self._pages.free(page.frame)
+        self._held -= 1
+        return True
 
     def on_event(self) -> None:
         """The backend notified: take its responses."""
@@ -230,19 +205,37 @@ class Blkfront:
                 return
 
     def _response(self, id_: int, kind: int, status: int) -> None:
+        if self._dead:
+            return                              # one before it in the same batch was a lie
         piece = self._out.pop(id_, None)
         if piece is None:
             self._fail(f"a response to request {id_}, which is not out")
             return
         operation = piece.operation
-        if status != BLKIF_RSP_OKAY:
+        if status != BLKIF_RSP_OKAY and not self._is_optional(piece, status):
             operation.failed = True
         elif piece.kind == BLKIF_OP_READ:
             operation.parts[piece.sector] = self._collect(piece)
-        for page in piece.pages:
-            self._give_page(page)
-        if piece.indirect:
-            self._give_page(piece.indirect)
+        if self._features.persistent:
+            self._spare += piece.all_pages
+        elif mapped := [page.gref for page in piece.all_pages if not self._take_back(page)]:
+            # The backend could go on writing to these pages, so they are never used again.
+            operation.failed = True
+            self._fail(f"grants {mapped} are still mapped after their request was answered")
+        self._ended(operation)
+
+    def _is_optional(self, piece: Piece, status: int) -> bool:
+        """Whether the backend says that it has no such thing after all, which blkif.h lets it say at any time."""
+        if status == BLKIF_RSP_EOPNOTSUPP and piece.kind == BLKIF_OP_FLUSH_DISKCACHE:
+            self._features.flush = False
+        elif status == BLKIF_RSP_EOPNOTSUPP and piece.kind == BLKIF_OP_DISCARD:
+            self._features.discard = False
+        else:
+            return False
+        return True
+
+    def _ended(self, operation: Operation) -> None:
+        """One ring request less of an operation; its end when it was the last."""
         operation.left -= 1
         if operation.left == 0:
             self._finish(operation)
@@ -259,13 +252,14 @@ class Blkfront:
     def _fail(self, reason: str) -> None:
         if not self._dead:
             log.error("block device: %s", reason)
-            self._failed(reason)
             self.abandon()
+            self._failed(reason)
 
     def abandon(self) -> None:
         """The backend is gone for good: everything asked for fails."""
         self._dead = True
         pieces = [*self._out.values(), *self._queue]
+        self._stray += [page for piece in self._out.values() for page in piece.all_pages]
         self._out.clear()
         self._queue.clear()
         for operation in {id(piece.operation): piece.operation for piece in pieces}.values():
@@ -277,8 +271,6 @@ class Blkfront:
         return len(self._out) + len(self._queue)
 
     def release(self) -> None:
-        """Take back every grant and page, once nothing is out."""
-        for page in self._spare:
-            if page.gref is not None and self._grants.end(page.gref):
-                self._pages.free(page.frame)
+        """The backend has disconnected: take back every page but those that it still has mapped."""
+        self._stray = [page for page in [*self._spare, *self._stray] if not self._take_back(page)]
         self._spare.clear()

@@ -3,22 +3,25 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from miniguest.frontend.blkfront import Blkfront, Features
+from miniguest.frontend.blkfront import SECTOR, Blkfront
+from miniguest.frontend.blkfront_pieces import Features
 from miniguest.frontend.pages import Pages
 from miniguest.ring import _core
 from miniguest.ring.abi.blkif import REQUEST, RESPONSE, VDISK_READONLY
 from miniguest.ring.abi.protocols import XEN_IO_PROTO_ABI_X86_64
 from miniguest.ring.abi.xenbus import XenbusState
-from miniguest.ring.errors import MiniguestError, PeerError
+from miniguest.ring.errors import MiniguestError, XenstoreError
 from miniguest.ring.events import Port
 from miniguest.ring.grants import Grants
 from miniguest.ring.process import Process
 from miniguest.ring.xenbus import Keys, switch_state, watch_state, write_error, write_keys
-from miniguest.ring.xenstore import Xenstore
+from miniguest.ring.xenstore import Watch, Xenstore
 
 RING_PAGE_ORDER: Final = 2              # four pages, 128 slots, where the backend takes them
 SEGMENTS: Final = 256                   # of one request, where the backend takes so many
 MAX_INDIRECT: Final = 512               # what one indirect page holds
+_GONE: Final = (XenbusState.Closed, XenbusState.Unknown)
+_ENDS: Final = (XenbusState.Closing, *_GONE)
 log = logging.getLogger(__name__)
 
 
@@ -43,19 +46,30 @@ class BlkfrontDevice:
         self._ring: _core.FrontRing | None = None
         self._ring_pages: list[tuple[int, int]] = []    # (gref, frame)
         self._port: Port | None = None
+        self._over = False                              # lost, once and for all
+        self._watch: Watch | None = None
         keys = Keys(store, path)
-        self._backend = keys.text("backend")
-        self._backend_domid = keys.number("backend-id", most=0x7FFF)
-        self._watch = watch_state(store, self._backend, self._backend_changed)
+        try:
+            self._backend = keys.text("backend")
+            self._backend_domid = keys.number("backend-id", most=0x7FEF)
+            # What a predecessor left in this directory is not ours: the backend is to start over as well.
+            self._restarted = switch_state(store, path, XenbusState.Initialising, anew=True)
+            self._watch = watch_state(store, self._backend, self._backend_changed)
+        except MiniguestError as error:
+            self._broken(str(error))
 
     def _backend_changed(self, state: XenbusState) -> None:
         try:
-            if state == XenbusState.InitWait and self._ring is None:
-                self._offer_ring()
-            elif state == XenbusState.Connected and self.disk is None and self._ring is not None:
-                self._connected()
-            elif state in (XenbusState.Closing, XenbusState.Closed) and self._ring is not None:
-                self._backend_closed()
+            if state in (XenbusState.InitWait, XenbusState.Initialised):
+                if self._ring is None and not self._over:
+                    self._offer_ring()
+            elif state == XenbusState.Connected:
+                if self.disk is None and self._ring is not None and not self._over:
+                    self._connected()
+            elif (state in _ENDS and self._ring is not None) or (state == XenbusState.Closing and not self._restarted):
+                self._backend_closes()
+            if state in _GONE and self._over:
+                self._release()
         except (MiniguestError, OSError) as error:
             self._broken(str(error))
 
@@ -85,8 +99,8 @@ class BlkfrontDevice:
 
     def _connected(self) -> None:
         keys = Keys(self._store, self._backend)
-        if keys.number("sector-size", 512) % 512:
-            raise PeerError(f"{self._backend}/sector-size is no multiple of 512")
+        # blkif.h: 512 for a frontend that does not ask for more (feature-large-sector-size).
+        keys.number("sector-size", SECTOR, least=SECTOR, most=SECTOR)
         features = Features(
             sectors=keys.number("sectors", least=1, most=1 << 55),
             read_only=bool(keys.number("info", 0) & VDISK_READONLY),
@@ -106,17 +120,43 @@ class BlkfrontDevice:
 
     def _broken(self, reason: str) -> None:
         """The backend broke the protocol: close, and leave the reason in the store."""
-        write_error(self._store, self._path, reason)
-        switch_state(self._store, self._path, XenbusState.Closing)
-        self._lost(reason)
+        try:
+            write_error(self._store, self._path, reason)
+            switch_state(self._store, self._path, XenbusState.Closing)
+        except XenstoreError as error:
+            log.error("%s: %s", self._path, error)
+        self._end(reason)
 
-    def _backend_closed(self) -> None:
+    def _backend_closes(self) -> None:
+        reason = "" if self._over else Keys(self._store, self._backend).text("error", "")
+        switch_state(self._store, self._path, XenbusState.Closed)
+        self._end("the backend closed the device" + (f": {reason}" if reason else ""))
+
+    def _end(self, reason: str) -> None:
+        """Whatever is out fails, and the user of the disk is told why."""
+        if self._over:
+            return
+        self._over = True
         if self.disk:
             self.disk.abandon()
-        switch_state(self._store, self._path, XenbusState.Closed)
-        self._lost("the backend closed the device")
+        self._lost(reason)
+
+    def _release(self) -> None:
+        """The backend has let go: take back the ring, its grants and the event channel."""
+        if self.disk:
+            self.disk.release()
+        if self._port:
+            self._process.loop.off_port(self._port)
+            self._port.close()
+            self._port = None
+        self._ring = None
+        for gref, frame in self._ring_pages:
+            if self._grants.end(gref):          # else it is mapped still, and never used again
+                self._pages.free(frame)
+        self._ring_pages.clear()
 
     def close(self) -> None:
         """Tell the backend that we go, in an orderly way."""
-        self._watch.cancel()
+        if self._watch:
+            self._watch.cancel()
         switch_state(self._store, self._path, XenbusState.Closing)
