@@ -70,6 +70,13 @@ class Server:
             if self._socket in ready:
                 self._serve()
 
+    def close(self) -> None:
+        """Let go of the socket, and of the processes that are watched."""
+        for fd in self._deaths:
+            os.close(fd)
+        self._socket.close()
+        self.operations.bells.close()
+
     def _bury_dead(self) -> None:
         poll = select.poll()
         for fd in self._deaths:
