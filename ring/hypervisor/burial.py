@@ -1,6 +1,8 @@
 """What a dead process leaves: ports it may have been about to ring, open event channels, mapped grants."""
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from miniguest.ring import _core
 from miniguest.ring.abi.event_channel import EVTCHNSTAT_interdomain
@@ -9,6 +11,8 @@ from miniguest.ring.grants import TRACK_ENTRIES, track_path
 from miniguest.ring.hypervisor.domain import Domain
 from miniguest.ring.hypervisor.event_channels import EventChannels
 from miniguest.ring.words import map_words
+
+PATIENCE: Final = 1000                 # tries for a lock before its holder is left alone for a while
 
 
 def mapped_by(runtime: Path, domid: int, vcpu: int) -> dict[tuple[int, int], list[int]]:
@@ -24,25 +28,41 @@ def mapped_by(runtime: Path, domid: int, vcpu: int) -> dict[tuple[int, int], lis
     return found
 
 
-def release_grants(
-    runtime: Path, domains: dict[int, Domain], domid: int, vcpu: int, owner: int, locked_out: Callable[[int], bool]
-) -> None:
-    """Take back every mapping that the dead process `owner` had.
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What the dead process `owner` had of one gref: its map track entries."""
 
-    locked_out: called with the owner of a lock that is in the way; False when that owner is no process at all.
+    table: _core.GrantTable
+    gref: int
+    owner: int
+    records: list[int]
+
+    def release(self, locked_out: Callable[[int], bool]) -> bool:
+        """Take it back. False when a living process holds the entry's lock for long, as one that is stopped does.
+
+        locked_out: called with the owner of a lock that is in the way; False when that owner is no process at all.
+        """
+        for _ in range(PATIENCE):
+            if self.table.release(self.gref, self.owner, self.records):
+                return True
+            holder = self.table.holder(self.gref)
+            if holder not in (0, self.owner) and not locked_out(holder):
+                self.table.break_lock(self.gref, holder)
+        return False
+
+
+def grant_remains(runtime: Path, domains: dict[int, Domain], domid: int, vcpu: int, owner: int) -> list[Remains]:
+    """Every mapping that a dead process had, by gref.
+
+    What it died locking comes first: two that died at the same time then never wait for each other.
     """
-    dead = [
-        (domains[granter].grants, gref, records)
+    remains = [
+        Remains(domains[granter].grants, gref, owner, records)
         for (granter, gref), records in mapped_by(runtime, domid, vcpu).items()
         if granter in domains and gref < domains[granter].grants.nr_entries
     ]
-    # What it died locking comes first: two that died at the same time then never wait for each other.
-    for table, gref, records in sorted(dead, key=lambda item: item[0].holder(item[1]) != owner):
-        while not table.release(gref, owner, records):
-            holder = table.holder(gref)
-            if holder not in (0, owner) and not locked_out(holder):
-                table.break_lock(gref, holder)
     track_path(runtime, domid, vcpu).unlink(missing_ok=True)
+    return sorted(remains, key=lambda item: item.table.holder(item.gref) != owner)
 
 
 def raise_and_close(channels: EventChannels, domains: dict[int, Domain], bells: Bells, domid: int, vcpu: int) -> None:

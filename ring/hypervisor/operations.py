@@ -1,4 +1,5 @@
 """The hypercalls: one method each, its keyword arguments are the hypercall's. HypercallError refuses one."""
+import itertools
 import os
 import select
 from pathlib import Path
@@ -10,7 +11,7 @@ from miniguest.ring.doorbell import Bells
 from miniguest.ring.errors import HypercallError
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.grants import TRACK_ENTRIES, track_path
-from miniguest.ring.hypervisor.burial import raise_and_close, release_grants
+from miniguest.ring.hypervisor.burial import Remains, grant_remains, raise_and_close
 from miniguest.ring.hypervisor.domain import Domain, Vcpu
 from miniguest.ring.hypervisor.event_channels import VCPUS, EventChannels
 from miniguest.ring.ranges import MEMORY, PORT, Range, write_ranges
@@ -39,6 +40,8 @@ class Operations:
         self.bells = bells
         self.domains: dict[int, Domain] = {}
         self.channels = EventChannels(self.domains)
+        self.unreleased: list[Remains] = []     # of the dead, behind locks of the living
+        self._owners = itertools.count(1)
 
     # -- domains
     def create_domain(self, domid: int, name: str, ram_frames: int) -> None:
@@ -98,7 +101,7 @@ class Operations:
             raise HypercallError("EBUSY", f"vcpu {vcpu} of domain {domid} is {domain.vcpus[vcpu].name}")
         track_path(self.runtime, domid, vcpu).unlink(missing_ok=True)
         map_words(track_path(self.runtime, domid, vcpu), TRACK_ENTRIES, create=True)
-        domain.vcpus[vcpu] = Vcpu(pid, name, (domid << 6 | vcpu) + 1)
+        domain.vcpus[vcpu] = Vcpu(pid, name, next(self._owners))
         return domain.vcpus[vcpu].owner
 
     def bury(self, pid: int) -> list[str]:
@@ -109,9 +112,15 @@ class Operations:
                 if item.pid == pid:
                     names.append(item.name)
                     del domain.vcpus[vcpu]
-                    release_grants(self.runtime, self.domains, domain.domid, vcpu, item.owner, self._locked_out)
+                    remains = grant_remains(self.runtime, self.domains, domain.domid, vcpu, item.owner)
+                    self.unreleased += [held for held in remains if not held.release(self._locked_out)]
                     raise_and_close(self.channels, self.domains, self.bells, domain.domid, vcpu)
         return names
+
+    def release(self) -> None:
+        """Try again what a living process had locked when its holder was buried."""
+        held_up, self.unreleased = self.unreleased, []
+        self.unreleased += [held for held in held_up if not held.release(self._locked_out)]
 
     def _locked_out(self, owner: int) -> bool:
         """A grant's lock is held by `owner`, for a moment unless it died as well: then bury it now. False: no process."""
@@ -185,5 +194,5 @@ class Operations:
         domain.ranges[:] = ranges       # only now: a table that is too long changes nothing
 
 
-OPERATIONS = frozenset(name for name in vars(Operations) if not name.startswith("_") and name != "bury")
+OPERATIONS = frozenset(name for name in vars(Operations) if not name.startswith("_") and name not in ("bury", "release"))
 

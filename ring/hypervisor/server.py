@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import zmq
@@ -17,6 +17,8 @@ from miniguest.ring.errors import HypercallError, MiniguestError
 from miniguest.ring.hypercalls import socket_path
 from miniguest.ring.hypervisor.arguments import check_arguments
 from miniguest.ring.hypervisor.operations import OPERATIONS, Operations
+
+RETRY_MS: Final = 10                    # between looks at locks that keep the dead's grants from being released
 
 log = logging.getLogger("hypervisor")
 
@@ -64,7 +66,8 @@ class Server:
     def run(self) -> None:
         """Serve until told to stop."""
         while not self.stopping:
-            ready = dict(self._poller.poll())
+            ready = dict(self._poller.poll(RETRY_MS if self.operations.unreleased else None))
+            self.operations.release()
             # The dead first, and looked for again: who sends a request may have seen a process end, and take its place.
             self._bury_dead()
             if self._socket in ready:
