@@ -162,21 +162,19 @@ class Supervisor:
     def _spawn_ready(self, name: str, main: Callable[[Callable[[], None]], None]) -> None:
         """A process that the next ones need: returns when it says that it is ready."""
         reader, writer = os.pipe()
-        child = self._children.spawn(name, lambda: main(lambda: os.close(writer)))
+        child = self._children.spawn(name, lambda: main(lambda: _say_ready(writer)))
         os.close(writer)
-        # The pipe closes when the child says so, or dies: only the first leaves it alive.
-        self._until(child, lambda: True, reader)
+        os.set_blocking(reader, False)
+        self._until(child, lambda: _is_ready(reader), reader)
         os.close(reader)
 
     def _until(self, child: Child, done: Callable[[], bool], fd: int) -> None:
-        """Wait until `fd` was readable and `done`; ProcessDied when any process ends before."""
+        """Wait until `done`, which may change whenever `fd` is readable; ProcessDied when any process ends before."""
         deadline = time.monotonic() + START_SECONDS
-        while True:
+        while not done():
             dead = self._children.wait(deadline - time.monotonic(), fd)
             if dead:
                 raise ProcessDied(f"{dead[0].name} {dead[0].how()} while starting{self._last_words(dead[0])}")
-            if done():
-                return
             if time.monotonic() > deadline:
                 raise ProcessDied(f"{child.name} is not up after {START_SECONDS:g} s{self._last_words(child)}")
 
@@ -269,6 +267,19 @@ class Supervisor:
     def kill(self) -> None:
         """End whatever still runs, soon."""
         self._children.stop(self._children.living, KILL_SECONDS)
+
+
+def _say_ready(pipe: int) -> None:
+    os.write(pipe, b"\1")
+    os.close(pipe)
+
+
+def _is_ready(pipe: int) -> bool:
+    """Whether the child said so. A pipe that closed without a word means that the child is about to end."""
+    try:
+        return os.read(pipe, 1) == b"\1"
+    except BlockingIOError:
+        return False
 
 
 @contextmanager

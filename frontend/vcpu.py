@@ -72,6 +72,7 @@ class Vcpu:
         self._counters = ExitCounters(exits_path(process.runtime, domid))
         self._count = self._counters.count
         self._routes: dict[tuple[ExitKind, int, int], Route] = {}
+        self._cpu_rows: dict[tuple[ExitKind, int], int] = {}
         self._ranges = Ranges(memory.frame(memory.special("ranges")))
         self._lines = LineWatcher(memory.frame(memory.special("irq_lines")))
         self._modified = ModifiedReader(memory.frame(memory.special("modified")))
@@ -174,10 +175,10 @@ class Vcpu:
         self._count_only(ExitKind.MSR, index)
 
     def _count_only(self, kind: ExitKind, address: int, ns: int = 0) -> None:
-        route = self._routes.get((kind, address, 0))
-        if route is None:
-            route = self._routes[kind, address, 0] = Route(self._row(kind, "cpu", address, 0), _NoDevice())
-        self._count(route.row, 1, ns)
+        row = self._cpu_rows.get((kind, address))
+        if row is None:
+            row = self._cpu_rows[kind, address] = self._row(kind, "cpu", address, 0)
+        self._count(row, 1, ns)
 
     # -- requests to the device model
     def _request(
@@ -274,16 +275,6 @@ class Vcpu:
             self._tick()
             self._look()
         self._count_only(ExitKind.HLT, 0, now_ns() - start)
-
-
-class _NoDevice:
-    """Marks routes that no change of ranges can move."""
-
-    def read(self, offset: int, size: int) -> int:
-        return 0
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        return
 
 
 def main(process: Process, index: int, firmware: Path) -> Ended:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pyxs
 from guests import MINIGUEST, Conversation, run
 
 from miniguest.deploy import images
@@ -99,10 +100,10 @@ def test_grub_is_talked_to_over_the_serial_line(tmp_path: Path) -> None:
     menu = images.build(tmp_path, ON_SERIAL, {}, modules=f"{images.MODULES} ls")
     with Conversation("--disk", str(menu), "--timeout", "100") as guest:
         guest.read_until(b"grub>")
-        guest.write(b"echo $((6*7)) a${grub_platform}z\r")
+        guest.write(b"echo a${grub_platform}z\r")
         guest.read_until(b"apcz")
         guest.write(b"ls (hd0)\r")
-        guest.read_until(b"sector size 512B")
+        guest.read_until(b"Sector size 512B")
         guest.write(b"halt\r")
         assert guest.wait() == 0
 
@@ -121,6 +122,44 @@ def test_the_runtime_directory_while_it_lives(tmp_path: Path, image: images.Firs
         )
         assert '/local/domain/0/backend/vbd/2/768/state = "4"' in listing.stdout
         assert '/local/domain/2/device/vbd/768/state = "4"' in listing.stdout
+        store_tools(runtime / "xenstored.sock")
         guest.write(b"halt\r")
         assert guest.wait() == 0
     assert not runtime.exists()
+
+
+def store_tools(socket: Path) -> None:
+    """Debian's clients and pyxs, on the xenstored of a topology whose guest runs."""
+    environment = {"XENSTORED_PATH": str(socket)}
+    watch = subprocess.Popen(["xenstore-watch", "-n", "2", "/tool/test"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert watch.stdout is not None
+    assert watch.stdout.readline() == "/tool/test\n"          # every watch fires once when it is set
+    subprocess.run(["xenstore-write", "/tool/test/key", "from the tools"], env=environment, check=True)
+    assert watch.communicate(timeout=30)[0] == "/tool/test/key\n"
+    with pyxs.Client(unix_socket_path=str(socket)) as client:
+        assert client[b"/tool/test/key"] == b"from the tools"
+        assert b"0" in client.list(b"/local/domain")
+        client.transaction()
+        client[b"/tool/test/other"] = b"from pyxs"
+        assert client.commit()
+    read = subprocess.run(["xenstore-read", "/tool/test/other"], env=environment, capture_output=True, text=True, check=True)
+    assert read.stdout == "from pyxs\n"
+
+
+def test_the_serial_line_on_a_pty(tmp_path: Path) -> None:
+    images.build(tmp_path, ON_SERIAL, {})
+    topology = tmp_path / "pty.toml"
+    topology.write_text('[[guest]]\nname = "g"\nserial = "pty"\ndisk = [{ image = "grub.img", vdev = "hda" }]\n')
+    process = subprocess.Popen(
+        [*MINIGUEST, "run", str(topology), "--timeout", "100"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.stderr is not None
+    (name,) = re.findall(r"g: serial line on (/dev/pts/[0-9]+)\n", process.stderr.readline().decode())
+    with open(name, "r+b", buffering=0) as terminal:
+        said = b""
+        while b"grub>" not in said:
+            said += terminal.read(4096)
+        terminal.write(b"halt\r")
+        assert process.wait(timeout=60) == 0
+    process.communicate()

@@ -1,6 +1,7 @@
 """Where a guest's serial line goes: stdio, a file, or a pty."""
 import contextlib
 import os
+import re
 import tty
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +34,11 @@ class StdioSink:
 
     def _prefixed(self, data: bytes) -> bytes:
         out = b""
-        for line in data.splitlines(keepends=True):
-            out += (self._prefix if self._at_start else b"") + line
-            self._at_start = line.endswith(b"\n")
+        for line in re.findall(rb"[^\n]*\n|[^\n]+", data):
+            text = line.lstrip(b"\r") if self._at_start else line     # some end a line with LF CR
+            if text:
+                out += line[: len(line) - len(text)] + (self._prefix if self._at_start else b"") + text
+                self._at_start = line.endswith(b"\n")
         return out
 
     def close(self) -> None:
