@@ -68,7 +68,7 @@ class Ranges:
         self.version = version
         for kind in (PORT, MEMORY):
             ranges = [
-                Range(kind, start, end, name.rstrip(b"\0").decode("ascii"), server)
+                Range(kind, start, end, name.rstrip(b"\0").decode("ascii", "replace"), server)
                 for start, end, of, server, name in found if of == kind
             ]
             ranges.sort(key=lambda item: item.start)
