@@ -20,7 +20,6 @@ from miniguest.ring.abi.ioreq import (
     IOREQ_READ,
     IOREQ_TYPE_COPY,
     IOREQ_TYPE_PIO,
-    STATE_IOREQ_INPROCESS,
     STATE_IOREQ_NONE,
     STATE_IORESP_READY,
 )
@@ -147,10 +146,10 @@ class MiniGuest:
     def _on_ioreq(self, index: int) -> None:
         slot = self._slots[index]
         request = slot.take()
-        if request is None:
-            state = slot.state
-            if state not in (STATE_IOREQ_NONE, STATE_IORESP_READY, STATE_IOREQ_INPROCESS):
-                self._crash(f"ioreq state {state} of vCPU {index}")
+        if isinstance(request, int):
+            # NONE and IORESP_READY: an event that came with nothing to do. We leave no request INPROCESS behind us.
+            if request not in (STATE_IOREQ_NONE, STATE_IORESP_READY):
+                self._crash(f"ioreq state {request} of vCPU {index}")
             return
         type_, address, data, count, size, direction, is_pointer, downwards = request
         kind = SPACES.get(type_)

@@ -55,14 +55,13 @@ cdef class IoreqSlot(Shared):
         return data
 
     def take(self):
-        """The ready request as (type, addr, data, count, size, dir, data_is_ptr, df), copied once; None when there is none.
-
-        The slot becomes STATE_IOREQ_INPROCESS.
+        """The ready request as (type, addr, data, count, size, dir, data_is_ptr, df), copied once; the slot becomes
+        STATE_IOREQ_INPROCESS. Any other state comes back as the number it is: it is read once.
         """
         cdef uint8_t bits = ld8(self.state_at)
         cdef Ioreq copy
         if bits & 15 != STATE_READY:
-            return None
+            return bits & 15
         memcpy(&copy, self.slot, sizeof(copy))
         st8(self.state_at, (bits & 0xf0) | STATE_INPROCESS)
         return copy.type, copy.addr, copy.data, copy.count, copy.size, bits >> 5 & 1, bits >> 4 & 1, bits >> 6 & 1
