@@ -259,6 +259,7 @@ cdef enum:
     SECTOR = 512
     SEGMENTS = 256             # the most one request may carry: what blkback offers as feature-max-indirect-segments
     PERSISTENT = 1056          # persistent grants kept per ring, as the classic 32 * 33
+    RESERVE = 8                # one in so many of a mapper's handles is for rings and requests under way
 
 cpdef enum:                    # answers of GrantedIO.transfer below 0
     IO_BAD_SEGMENT = -1
@@ -270,7 +271,8 @@ cdef class GrantedIO:
     """File I/O straight into and out of frames that a domain granted: no intermediate copy.
 
     mapper, table: who maps whose grants. memory: the granting domain's memory, frame N at byte N * 4096.
-    persistent: keep mappings for the next request (blkif.h feature-persistent), up to 1056 of them.
+    persistent: keep mappings for the next request (blkif.h feature-persistent), up to 1056 of them and while the
+    mapper has handles enough.
     """
     cdef Mapper mapper
     cdef GrantTable table
@@ -355,7 +357,8 @@ cdef class GrantedIO:
             frame[0] = self.kept_frame[gref]
             return -1
         # A kept mapping serves both directions, so it maps for writing as blkif.h's feature-persistent asks.
-        if self.persistent and self.nr_kept < PERSISTENT:
+        # The last handles are not kept: a few devices that keep many must not stop the others' requests.
+        if self.persistent and self.nr_kept < PERSISTENT and self.mapper.nr_spare > self.mapper.handles // RESERVE:
             handle = self.mapper._map(self.table, gref, False, frame)
             if handle >= 0:
                 self.kept[gref] = handle + 1
