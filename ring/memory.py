@@ -98,12 +98,12 @@ class Memory:
 
     def read(self, gpa: int, size: int) -> bytes:
         """`size` bytes of RAM at a guest-physical address; all ones where there is no RAM."""
-        part = bytes(self.view[gpa : max(gpa, min(gpa + size, self.ram_size))]) if gpa < self.ram_size else b""
+        part = bytes(self.view[gpa : max(gpa, min(gpa + size, self.ram_size))]) if 0 <= gpa < self.ram_size else b""
         return part if len(part) == size else part.ljust(size, b"\xff")
 
     def write(self, gpa: int, data: bytes | memoryview) -> None:
         """Put bytes into RAM; what falls outside is dropped."""
-        room = self.ram_size - gpa
+        room = self.ram_size - gpa if gpa >= 0 else 0
         if room >= len(data):
             self.view[gpa : gpa + len(data)] = data
         elif room > 0:

@@ -198,7 +198,7 @@ def test_json_replaces_what_was_in_the_file(place: Path, monkeypatch: pytest.Mon
 def test_json_on_stdout_moves_all_else_to_stderr(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    def start(_what: Topology, _directory: Path, _timeout: float | None, console: BinaryIO) -> RunResult:
+    def start(_what: Topology, _directory: Path, _timeout: float | None, console: BinaryIO, *_: object) -> RunResult:
         console.write(b"from the guest\n")
         return result()
 
@@ -233,7 +233,7 @@ def test_without_topology_the_hash_is_compared(
 def test_options_reach_the_supervisor(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
-    def start(what: Topology, directory: Path, timeout: float | None, console: BinaryIO) -> RunResult:
+    def start(what: Topology, directory: Path, timeout: float | None, console: BinaryIO, *_: object) -> RunResult:
         seen.extend([what.name, directory, timeout, stat.S_IMODE(directory.stat().st_mode)])
         assert console.writable()
         return result()

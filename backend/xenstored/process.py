@@ -26,8 +26,6 @@ def serve(process: Process) -> Xenstored:
     def connect(client: Client, gfn: int, evtchn: int) -> PageConnection:
         return _connect(process, daemon, client, gfn, evtchn)
 
-    # Tools ask over the socket, which nobody looks at while spinning.
-    process.loop.upcall.spin_ns = 0
     daemon = Xenstored(connect)
     process.undo.callback(daemon.domains.close)
     process.undo.callback(Listener(daemon, process.runtime / XENSTORED_SOCKET, process.loop).close)
