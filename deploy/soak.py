@@ -13,11 +13,13 @@ WATCHDOG: Final = 240.0                 # seconds, for each of these
 PLAN: Final[tuple[tuple[str, Callable[[], object]], ...]] = (
     ("a million events, zmq", lambda: ask_and_answer(500_000, "zmq", seed=11, seconds=WATCHDOG)),
     ("a million events, fifo", lambda: ask_and_answer(500_000, "fifo", seed=12, seconds=WATCHDOG)),
+    ("a million events in salvos on three ports", lambda: ask_and_answer(500_000, "fifo", ports=3, seed=13, seconds=WATCHDOG)),
+    ("half a million requests one at a time", lambda: pass_requests(500_000, NETIF_RX, "fifo", 14, True, 1, WATCHDOG)),
     ("50 million requests, netif tx", lambda: pass_requests(50_000_000, NETIF_TX, seconds=WATCHDOG)),
     ("40 million requests, netif rx", lambda: pass_requests(40_000_000, NETIF_RX, "fifo", seconds=WATCHDOG)),
     ("10 million requests, blkif of 16 pages", lambda: pass_requests(10_000_000, BLKIF_16, seconds=WATCHDOG)),
-    ("2 million requests, blkif, stirred, zmq", lambda: pass_requests(2_000_000, BLKIF, stir=True, seconds=WATCHDOG)),
-    ("2 million requests, blkif, stirred, fifo", lambda: pass_requests(2_000_000, BLKIF, "fifo", stir=True, seconds=WATCHDOG)),
+    ("a million requests, blkif, stirred, zmq", lambda: pass_requests(1_000_000, BLKIF, stir=True, seconds=WATCHDOG)),
+    ("a million requests, blkif, stirred, fifo", lambda: pass_requests(1_000_000, BLKIF, "fifo", stir=True, seconds=WATCHDOG)),
     ("grants of six between three mappers, 200 killed", lambda: map_and_unmap(3, 2_000_000, 200, seed=13, seconds=WATCHDOG)),
 )
 

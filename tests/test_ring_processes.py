@@ -28,6 +28,11 @@ def test_stirred(shape: Shape, doorbell: str) -> None:
     pass_requests(60_000, shape, doorbell, seed=7, stir=True, seconds=60)
 
 
+def test_one_at_a_time() -> None:
+    """With a single request under way every final check and every wake counts."""
+    pass_requests(40_000, NETIF_RX, "fifo", seed=9, stir=True, window=1, seconds=60)
+
+
 @pytest.mark.parametrize("words", [2, 3, 28])
 def test_the_check_sees_any_changed_word(words: int) -> None:
     requests = requests_from(5, 3, words)

@@ -26,6 +26,7 @@ FRONT: Final = 1
 BACK: Final = 2
 START: Final = 0xFFFFFFF0               # of all indices: they wrap at once
 SPINS: Final = (0, 0, 1_000, 20_000, 300_000)
+MOST_PAUSE: Final = 30_000              # nanoseconds, about what the other end takes for one request
 STIR: Final = 16                        # handler calls between changes of how long a wait spins
 
 
@@ -86,6 +87,13 @@ class _End:
         if self.stir and self.calls % STIR == 0:
             self.process.loop.upcall.spin_ns = self.random.choice(SPINS)
 
+    def pause(self) -> None:
+        """A random while before the final check, so that the other end pushes just then."""
+        if self.stir:
+            until = _core.now_ns() + int(MOST_PAUSE * self.random.random())
+            while _core.now_ns() < until:
+                pass
+
     def same(self, what: str, got: Words, wanted: Words) -> None:
         """StressError unless both are equal."""
         if not numpy.array_equal(got, wanted):
@@ -96,8 +104,11 @@ class _End:
 class Front(_End):
     """The frontend: puts what fits, now and then less, and takes what came back."""
 
-    def __init__(self, process: Process, shape: Shape, total: int, seed: int, stir: bool, tell: Callable[[Any], None]) -> None:
+    def __init__(
+        self, process: Process, shape: Shape, total: int, seed: int, stir: bool, window: int, tell: Callable[[Any], None]
+    ) -> None:
         super().__init__(process, total, seed, stir)
+        self.window = window
         memory = process.memory(FRONT)
         frames = self.random.sample(range(1, memory.ram_frames), shape.pages)
         self.ring = _core.FrontRing(memory.side_by_side(frames), shape.req_size, shape.rsp_size, index=START)
@@ -117,12 +128,14 @@ class Front(_End):
             if self.done == self.total:
                 self.process.loop.stop()
                 return
-            if not moved and not self.ring.final_check():
-                return
+            if not moved:
+                self.pause()
+                if not self.ring.final_check():
+                    return
 
     def put(self) -> int:
         """Put a batch; its size."""
-        count = min(self.ring.free, self.total - self.made)
+        count = min(self.ring.free, self.total - self.made, self.window - self.ring.outstanding)
         if count and self.stir:
             count = self.random.randint(1, count)
         if count:
@@ -168,8 +181,10 @@ class Back(_End):
             count = self.ring.take(limit)
             if count:
                 self.answer(count)
-            elif not self.ring.final_check():
-                return
+            else:
+                self.pause()
+                if not self.ring.final_check():
+                    return
         self.process.loop.stop()
 
     def answer(self, count: int) -> None:
@@ -187,18 +202,19 @@ class Back(_End):
 
 
 def pass_requests(
-    total: int, shape: Shape, doorbell: str = "zmq", seed: int = 1, stir: bool = False, seconds: float = 120.0
+    total: int, shape: Shape, doorbell: str = "zmq", seed: int = 1, stir: bool = False, window: int = 1 << 20,
+    seconds: float = 120.0,
 ) -> float:
     """Pass `total` requests between two processes; requests per second. StressError when anything is not as it should be.
 
-    stir: batches of random size, answers in parts, waits that spin for a random time or not at all. seconds: the
-    watchdog's.
+    stir: batches of random size, answers in parts, pauses, waits that spin for a random time or not at all. window:
+    requests under way at most; with one, every wake counts. seconds: the watchdog's.
     """
     with workers(doorbell) as ground:
         reader, writer = os.pipe()
 
         def front(process: Process) -> None:
-            end = Front(process, shape, total, seed, stir, lambda what: _say(writer, what))
+            end = Front(process, shape, total, seed, stir, window, lambda what: _say(writer, what))
             end.on_event()
             process.loop.run()
 
