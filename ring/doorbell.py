@@ -108,6 +108,14 @@ class Bells:
         socket.connect(f"ipc://{path}")
         self._sockets[path] = socket
 
+    def forget(self, domid: int) -> None:
+        """Look for a domain's doorbells anew: a new domain of that number has others at the same paths."""
+        directory = domain_directory(self._runtime, domid)
+        for path in [path for path in self._fifos if path.parent == directory]:
+            os.close(self._fifos.pop(path))
+        for path in [path for path in self._sockets if path.parent == directory]:
+            self._sockets.pop(path).close()
+
     def close(self) -> None:
         """Let go of every doorbell."""
         for fifo in self._fifos.values():

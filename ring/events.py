@@ -149,6 +149,7 @@ class Events:
     def forget(self, domid: int) -> None:
         """Map another domain's files anew when they are next needed: there may be a new domain of that number."""
         if domid != self.domid:
+            self.bells.forget(domid)
             self._tables.pop(domid, None)
             memory = self._memories.pop(domid, None)
             if memory is not None:
