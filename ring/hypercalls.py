@@ -37,7 +37,7 @@ class Hypercalls:
         """The result of hypercall `op`. HypercallError with the hypervisor's errno name, or ETIMEDOUT when it is gone."""
         self._socket.send(msgpack.packb({"op": op, "args": args}))
         try:
-            reply = msgpack.unpackb(self._socket.recv())
+            reply = msgpack.unpackb(self._socket.recv(), strict_map_key=False)     # vCPUs by number, in domain_info
         except zmq.Again:
             # A REQ socket sends nothing more before its reply came, which would then answer the wrong call.
             self._socket.close()
