@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from miniguest.backend.blkback import process as blkback
 from miniguest.deploy.children import Child
 from miniguest.deploy.supervisor import Supervisor
 from miniguest.deploy.toolstack import VDEVS
@@ -20,7 +21,7 @@ from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.events import Events, Port
 from miniguest.ring.grants import Grants
 from miniguest.ring.hypercalls import Hypercalls
-from miniguest.ring.memory import FRAME_SIZE, Memory, domain_directory
+from miniguest.ring.memory import Memory, domain_directory
 from miniguest.ring.statistics import read_statistics, statistics_path
 from miniguest.ring.xenbus import read_state, write_keys
 from miniguest.ring.xenstore import Xenstore
@@ -125,6 +126,7 @@ class Vbd:
         self.front = f"/local/domain/{domain.domid}/device/vbd/{device}"
         self.back = f"/local/domain/0/backend/vbd/{domain.domid}/{device}"
         self.port: Port | None = None
+        self.persistent = False
 
     # -- xenbus
     def wait_state(self, *states: int) -> XenbusState:
@@ -170,6 +172,7 @@ class Vbd:
     def connect(self, order: int = 0, **keys: str | int | bytes | None) -> "Vbd":
         """The whole handshake."""
         self.wait_state(XenbusState.InitWait)
+        self.persistent = keys.get("feature_persistent") == 1
         self.offer(order, **keys)
         assert self.wait_state(XenbusState.Connected, XenbusState.Closing) == XenbusState.Connected, self.error
         self.switch(XenbusState.Connected)
@@ -248,8 +251,9 @@ class Vbd:
         self._take_back(gref, frame)
 
     def _take_back(self, gref: int, frame: int) -> None:
-        assert self.domain.grants.end(gref), "still mapped"
-        self.domain.pages.free(frame)
+        if not self.persistent:
+            assert self.domain.grants.end(gref), "still mapped"
+            self.domain.pages.free(frame)
 
     def works(self) -> None:
         """Do some I/O and look whether it was done, in the image as well."""
@@ -344,6 +348,14 @@ class World:
     @property
     def blkback(self) -> Child:
         return [child for child in self.supervisor._children.all if child.name == "blkback"][-1]
+
+    def start_blkback(self) -> None:
+        """Another one, once the hypervisor has buried the one before."""
+        hypercalls = self.neighbour.domain.hypercalls
+        deadline = time.monotonic() + WATCHDOG
+        while 1 in hypercalls.call("domain_info", domid=0)["vcpus"]:
+            assert time.monotonic() < deadline, "blkback is still registered"
+        self.supervisor._spawn("blkback", 0, 1, blkback.main)
 
     def end_of_test(self) -> None:
         """Everybody is still served, and the test's domains go."""

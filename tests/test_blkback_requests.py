@@ -137,7 +137,7 @@ def test_a_write_to_a_read_only_disk(world: World, operation: int) -> None:
 
 
 def test_what_is_allowed_at_the_edges(vbd: Vbd) -> None:
-    page, frame = vbd.page(b"x" * 4096)
+    page, _ = vbd.page(b"x" * 4096)
     assert vbd.ask(
         request(WRITE, SECTORS - 8, [(page, 0, 7)]),
         request(WRITE, 0, [(page, 7, 7)] * 11),

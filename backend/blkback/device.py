@@ -67,6 +67,11 @@ class BlockDevice:
             "max-ring-page-order": MAX_RING_PAGE_ORDER,
             "max-ring-pages": 1 << MAX_RING_PAGE_ORDER,
         })
+        self._await_frontend()
+
+    def _await_frontend(self) -> None:
+        if self._store.exists(f"{self.path}/error"):
+            self._store.rm(f"{self.path}/error")
         switch_state(self._store, self.path, XenbusState.InitWait, anew=True)
 
     def _publish(self, keys: dict[str, Value]) -> None:
@@ -98,9 +103,7 @@ class BlockDevice:
         """A frontend that starts (again): nothing of the last connection counts."""
         self._disconnect()
         self._over = False
-        if self._store.exists(f"{self.path}/error"):
-            self._store.rm(f"{self.path}/error")
-        switch_state(self._store, self.path, XenbusState.InitWait, anew=True)
+        self._await_frontend()
 
     def _connect(self) -> None:
         if self._executor or self._over:
