@@ -45,6 +45,8 @@ class UnicornEngine:
         self._firmware = firmware
         self._msrs: set[int] = set()
         self._uc = uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
+        # A processor that does not promise the long mode that this engine does not have.
+        uc.ctl_set_cpu_model(x86.UC_CPU_X86_COREDUO)
         self._cpu = UnicornCpu(uc)
         self._map_memory(ram, ram_size, firmware)
         uc.ctl_exits_enabled(True)
