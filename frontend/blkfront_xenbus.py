@@ -10,7 +10,7 @@ from miniguest.ring import _core
 from miniguest.ring.abi.blkif import REQUEST, RESPONSE, VDISK_READONLY
 from miniguest.ring.abi.protocols import XEN_IO_PROTO_ABI_X86_64
 from miniguest.ring.abi.xenbus import XenbusState
-from miniguest.ring.errors import MiniguestError, XenstoreError
+from miniguest.ring.errors import MiniguestError, PeerError, XenstoreError
 from miniguest.ring.events import Port
 from miniguest.ring.grants import Grants
 from miniguest.ring.process import Process
@@ -51,6 +51,8 @@ class BlkfrontDevice:
         keys = Keys(store, path)
         try:
             self._backend = keys.text("backend")
+            if not self._backend.startswith("/"):
+                raise PeerError(f"{path}/backend is {self._backend[:64]!r}, not a path")
             self._backend_domid = keys.number("backend-id", most=0x7FEF)
             # What a predecessor left in this directory is not ours: the backend is to start over as well.
             self._restarted = switch_state(store, path, XenbusState.Initialising, anew=True)
