@@ -1,6 +1,7 @@
 """blkback beside a frontend in C that knows only Xen's headers: ring.h's macros, blkif.h's structures, bare memory."""
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from blkpeer import WATCHDOG, Domain, Vbd
+from blkpeer import WATCHDOG, Domain, Vbd, World
 from dom0 import dom0
 
 from miniguest.deploy.supervisor import Supervisor
@@ -166,6 +167,38 @@ def test_a_read_only_disk_refuses_writes(
     assert statistics["bytes_written"] == 0
     assert statistics["errors"] > 0
     assert np.array_equal(np.fromfile(image, dtype=np.uint64).reshape(SECTORS, WORDS), contents(SECTORS))
+
+
+def test_blkback_killed_again_and_again(
+    world: tuple[Supervisor, Path], programs: dict[str, Path], image: Path
+) -> None:
+    """Each successor takes up the ring where the last one stopped answering; the program notices nothing."""
+    everybody = World(*world)
+    domain = everybody.domain(memory=16 << 20)
+    domain.close()
+    vbd = domain.add_disk(image)
+    vbd.wait_state(XenbusState.InitWait)
+    bells = str(domain_directory(world[1], 0) / "doorbell")
+    running = Program(programs["x86_64-abi"], vbd, bells, "rw", order=2, segments=256, persistent=1, sectors=SECTORS)
+    refs: dict[str, str | int | bytes] = {f"ring-ref{index}": gref for index, gref in enumerate(running.grefs)}
+    write_keys(vbd.store, vbd.front, refs | {"ring-page-order": 2, "event-channel": running.port, "feature-persistent": 1})
+    vbd.switch(XenbusState.Initialised)
+    assert vbd.wait_state(XenbusState.Connected, XenbusState.Closing) == XenbusState.Connected, vbd.error
+    assert running.process.stdin
+    running.process.stdin.write("connected\n")
+    running.process.stdin.flush()
+    for _ in range(4):
+        served = vbd.statistics["requests"]
+        while vbd.statistics["requests"] == served and running.process.poll() is None:
+            pass                            # it ends by its own watchdog
+        everybody.blkback.kill(signal.SIGKILL)
+        everybody.blkback.reap()
+        everybody.start_blkback()
+    _, err = running.process.communicate(timeout=WATCHDOG)
+    assert running.process.returncode == 0, err
+    check_image(image)
+    everybody.end_of_test()
+    everybody.destroy_domains()
 
 
 @contextmanager

@@ -252,14 +252,10 @@ def test_closing_with_requests_under_way(world: World) -> None:
     vbd.connect().works()
 
 
-@pytest.mark.parametrize("state", [b"banana", b"", b"99", b"-4", b"4" * 5000, b"\xff\0"])
+@pytest.mark.parametrize("state", [b"banana", b"", b"99", b"-4", b"4" * 2000, b"\xff\0"])
 def test_a_state_that_is_none(world: World, vbd: Vbd, state: bytes) -> None:
     vbd.connect()
-    try:
-        vbd.store.write(f"{vbd.front}/state", state)
-    except Exception as error:
-        assert "E2BIG" in str(error) and len(state) > 4000
-        return
+    vbd.store.write(f"{vbd.front}/state", state)
     world.is_disabled(vbd, "state")
     world.comes_back(vbd)
 
