@@ -8,7 +8,8 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
-from miniguest.frontend.engines.delivery import CR0_PE, CR0_PG, EFLAGS_VM
+from miniguest.frontend.engines.delivery import CR0_PE, CR0_PG, CR0_WP, EFLAGS_VM, PAGE_FAULT, Fault
+from miniguest.frontend.engines.paging import walk
 
 DELIVERY: Final = [
     x86.UC_X86_REG_EIP,
@@ -61,11 +62,11 @@ class UnicornCpu:
         _, base, limit, _ = self._uc.reg_read(x86.UC_X86_REG_IDTR)
         return base, limit
 
-    def task_state(self) -> tuple[int, int, bool]:
-        """(base, limit, whether 32-bit), from TR's descriptor."""
+    def task_state(self) -> tuple[int, int, int, bool]:
+        """(selector, base, limit, whether 32-bit), from TR and its descriptor."""
         selector, base, limit, _ = self._uc.reg_read(x86.UC_X86_REG_TR)
         descriptor = self.descriptor(selector) or 0
-        return base, limit, bool(descriptor >> 43 & 1)
+        return selector, base, limit, bool(descriptor >> 43 & 1)
 
     def data_segments(self) -> tuple[int, int, int, int]:
         """ES, DS, FS, GS."""
@@ -100,7 +101,7 @@ class UnicornCpu:
         return bool((self.descriptor(self.cs) or 0) >> 54 & 1)
 
     def translate(self, linear: int, write: bool = False) -> int | None:
-        """The guest-physical address of a linear one; None when it is not mapped."""
+        """The guest-physical address of a linear one at the level the guest runs at; None when it may not go there."""
         if not self.cr0 & CR0_PG:
             return linear & 0xFFFFFFFF
         physical = ctypes.c_uint64()
@@ -111,29 +112,50 @@ class UnicornCpu:
             return None
         return physical.value
 
+    def _supervisor(self, linear: int, write: bool = False) -> int | None:
+        """As `translate`, at supervisor level and without a trace in CR2."""
+        if not self.cr0 & CR0_PG:
+            return linear
+        cr3, cr4 = self._uc.reg_read_batch([x86.UC_X86_REG_CR3, x86.UC_X86_REG_CR4])
+        return walk(self._entry, cr3, cr4, linear, write and bool(self.cr0 & CR0_WP))
+
+    def _entry(self, gpa: int, size: int) -> int:
+        return int.from_bytes(self._physical(gpa, size), "little")
+
+    def _physical(self, gpa: int, size: int) -> bytes:
+        try:
+            return bytes(self._uc.mem_read(gpa, size))
+        except UcError:
+            return b"\xff" * size
+
     def read(self, linear: int, size: int) -> bytes:
         """Bytes at a linear address; ones where nothing is mapped."""
         out = b""
         while len(out) < size:
             at = linear + len(out) & 0xFFFFFFFF
             part = min(size - len(out), 4096 - (at & 4095))
-            physical = self.translate(at)
-            try:
-                out += bytes(self._uc.mem_read(physical, part)) if physical is not None else b"\xff" * part
-            except UcError:
-                out += b"\xff" * part
+            physical = self._supervisor(at)
+            out += self._physical(physical, part) if physical is not None else b"\xff" * part
         return out
 
     def write(self, linear: int, data: bytes) -> None:
-        """Bytes to a linear address; dropped where nothing is mapped."""
+        """Bytes to a linear address. Fault, a page fault, when a page is not there; nothing is written then."""
+        parts = []
         done = 0
         while done < len(data):
             at = linear + done & 0xFFFFFFFF
             part = data[done : done + 4096 - (at & 4095)]
-            physical = self.translate(at, write=True)
-            if physical is not None:
-                try:
-                    self._uc.mem_write(physical, part)
-                except UcError:
-                    return
+            parts.append((self._writable(at), part))
             done += len(part)
+        for physical, part in parts:
+            try:
+                self._uc.mem_write(physical, part)
+            except UcError:                 # no RAM there: the bus drops it
+                continue
+
+    def _writable(self, linear: int) -> int:
+        physical = self._supervisor(linear, write=True)
+        if physical is None:
+            self._uc.reg_write(x86.UC_X86_REG_CR2, linear)
+            raise Fault(PAGE_FAULT, 2 | (self._supervisor(linear) is not None))
+        return physical
