@@ -31,6 +31,10 @@ cdef enum:
     UC_PROT_EXEC = 4
     EFLAGS_IF = 0x200
     HLT_OPCODE = 0xf4
+    STI_OPCODE = 0xfb
+    POP_SS_OPCODE = 0x17
+    MOV_SREG_OPCODE = 0x8e
+    LONGEST_MOV = 7            # bytes of MOV SS with a SIB byte and a 32-bit displacement
     PATIENCE = 255             # blocks between looks at the clock
 
 cdef struct State:
@@ -43,6 +47,9 @@ cdef struct State:
     uint8_t stopped
     uint8_t want_interrupt
     uint8_t request
+    uint8_t shadow
+    uint64_t last              # the block executed last: where it begins and ends
+    uint64_t end
     void *on_msr
 
 cdef struct Block:             # unicorn.h, struct uc_tb
@@ -51,33 +58,63 @@ cdef struct Block:             # unicorn.h, struct uc_tb
     uint16_t size
 
 
-cdef bint opens_window(void *uc, State *state, uint64_t address) noexcept nogil:
-    """Whether an interrupt may be taken before the block at `address`: IF is set, and it is not a HLT.
+cdef bint loads_ss(const uint8_t *code, uint32_t size) noexcept nogil:
+    """Whether `size` bytes of code may end with POP SS or MOV SS. Unicorn ends a block behind those."""
+    cdef uint32_t i
+    if code[size - 1] == POP_SS_OPCODE:
+        return True
+    for i in range(size - 1):
+        if code[i] == MOV_SREG_OPCODE and (code[i + 1] >> 3 & 7) == 2:
+            return True
+    return False
 
-    A HLT right behind STI is in STI's shadow. Stopping there would deliver the interrupt before the HLT, which then
-    sleeps for a wake that has been used up; executed, it ends the run and the interrupt is delivered at once.
+
+cdef bint in_shadow(void *uc, State *state, uint64_t address) noexcept nogil:
+    """Whether no interrupt may be taken before the block at `address`, for the instruction before it inhibits them.
+
+    MOV SS and POP SS: the stack pointer that belongs to SS is loaded next. Some other instruction may be taken for
+    one of them: then the interrupt comes a block later. STI before HLT: an interrupt in between would be used up, and
+    HLT sleep for ever; executed, HLT ends the run and the interrupt is delivered at once. Behind any other STI the
+    interrupt comes an instruction early, for one block holds all those up to the next jump.
     """
-    cdef uint32_t flags = 0
+    cdef uint8_t code[LONGEST_MOV]
     cdef uint8_t byte = 0
-    state.reg_read(uc, UC_X86_REG_EFLAGS, &flags)
-    if not flags & EFLAGS_IF:
+    cdef uint32_t size = <uint32_t>min(state.end - state.last, LONGEST_MOV)
+    if address != state.end or size == 0 or state.vmem_read(uc, address - size, UC_PROT_EXEC, code, size):
         return False
-    return state.vmem_read(uc, address, UC_PROT_EXEC, &byte, 1) != 0 or byte != HLT_OPCODE
+    if code[size - 1] == STI_OPCODE:
+        return state.vmem_read(uc, address, UC_PROT_EXEC, &byte, 1) == 0 and byte == HLT_OPCODE
+    return loads_ss(code, size)
+
+
+cdef bint opens_window(void *uc, State *state) noexcept nogil:
+    cdef uint32_t flags = 0
+    state.reg_read(uc, UC_X86_REG_EFLAGS, &flags)
+    return flags & EFLAGS_IF and not state.shadow
 
 
 cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
     """UC_HOOK_BLOCK. Stopping here stops before the block's first instruction, so nothing is executed twice."""
+    cdef bint kicked
     if state.stopped:
         return
     state.blocks += 1
-    if ld8(state.upcall) or state.request:
+    kicked = ld8(state.upcall) or state.request
+    if kicked or state.want_interrupt:
+        state.shadow = in_shadow(uc, state, address)
+    if kicked:
         state.stopped = STOP_KICK
-    elif state.want_interrupt and opens_window(uc, state, address):
+    elif state.want_interrupt and opens_window(uc, state):
         state.stopped = STOP_WINDOW
     elif not state.blocks & PATIENCE and state.deadline_ns and monotonic_ns() >= state.deadline_ns:
+        state.shadow = in_shadow(uc, state, address)
         state.stopped = STOP_TIMER
     if state.stopped:
         state.emu_stop(uc)
+    else:
+        state.shadow = False
+        state.last = address
+        state.end = address + size
 
 
 cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexcept nogil:
@@ -132,6 +169,11 @@ cdef class Watch:
     @stopped.setter
     def stopped(self, uint8_t value):
         self.state.stopped = value
+
+    @property
+    def shadow(self):
+        """Whether the run stopped where no interrupt may be taken, whatever EFLAGS.IF says."""
+        return self.state.shadow != 0
 
     @property
     def want_interrupt(self):

@@ -26,6 +26,7 @@ SEGMENTS: Final = {
 INS: Final = frozenset({0x6C, 0x6D})
 OUTS: Final = frozenset({0x6E, 0x6F})
 LONGEST: Final = 15  # bytes of an instruction
+MOST: Final = 1 << 16  # elements of one exit: in between interrupts can be taken, as by a processor
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ def find_string(uc: Uc, cpu: UnicornCpu, size: int, opcodes: frozenset[int]) -> 
 
 def _extent(uc: Uc, cpu: UnicornCpu, size: int, segment: int, index: int, mask: int) -> StringIO | None:
     selector, offset, counter = uc.reg_read_batch([segment, index, x86.UC_X86_REG_ECX])
-    count = min(counter & mask, (mask + 1 - (offset & mask)) // size)
+    count = min(counter & mask, MOST, (mask + 1 - (offset & mask)) // size)
     linear = cpu.segment_base(selector) + (offset & mask) & 0xFFFFFFFF
     if cpu.cr0 & CR0_PG:
         count = min(count, (4096 - (linear & 4095)) // size)

@@ -16,7 +16,7 @@ from miniguest.frontend.engines import delivery, strings
 from miniguest.frontend.engines._hooks import STOP_KICK, STOP_NONE, STOP_TIMER, STOP_WINDOW, Watch
 from miniguest.frontend.engines.engine import ExitHandler, Stop
 from miniguest.frontend.engines.exception_state import take_error_code
-from miniguest.frontend.engines.unicorn_cpu import UnicornCpu
+from miniguest.frontend.engines.unicorn_cpu import DATA_SEGMENTS, UnicornCpu
 
 PAGE: Final = 4096
 FOUR_GIB: Final = 1 << 32
@@ -43,6 +43,8 @@ class UnicornEngine:
         self._ram = ram
         self._ram_size = ram_size
         self._firmware = firmware
+        self._running = False
+        self._forget_all = False
         self._msrs: set[int] = set()
         self._uc = uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
         # A processor that does not promise the long mode that this engine does not have.
@@ -66,6 +68,7 @@ class UnicornEngine:
         uc.hook_add(uc_const.UC_HOOK_INTR, self._interrupt)
         uc.hook_add(uc_const.UC_HOOK_INSN_INVALID, self._undefined)
         uc.hook_add(uc_const.UC_HOOK_MEM_WRITE_PROT, self._rom_write, begin=ram_size, end=FOUR_GIB - 1)
+        self._power_on = uc.context_save()
         self.reset()
 
     def _hook_compiled(self, kind: int, callback: int) -> None:
@@ -106,7 +109,7 @@ class UnicornEngine:
     # -- exits
     def _in(self, uc: Uc, port: int, size: int, _: object) -> int:
         string = strings.find_string(uc, self._cpu, size, strings.INS)
-        if string and self._handler.pio_in_string(port, size, string.count, string.gpa):
+        if string and self._is_ram(string, size) and self._handler.pio_in_string(port, size, string.count, string.gpa):
             self.forget_code(string.gpa, string.count * size)
             string.advance(uc, size)
             # The instruction itself stores what we return, at the place of the first element.
@@ -115,10 +118,14 @@ class UnicornEngine:
 
     def _out(self, uc: Uc, port: int, size: int, value: int, _: object) -> None:
         string = strings.find_string(uc, self._cpu, size, strings.OUTS)
-        if string and self._handler.pio_out_string(port, size, string.count, string.gpa):
+        if string and self._is_ram(string, size) and self._handler.pio_out_string(port, size, string.count, string.gpa):
             string.advance(uc, size)
         else:
             self._handler.pio_out(port, size, value & (1 << 8 * size) - 1)
+
+    def _is_ram(self, string: strings.StringIO, size: int) -> bool:
+        end = string.gpa + string.count * size
+        return end <= VGA_HOLE[0] or (string.gpa >= VGA_HOLE[1] and end <= self._ram_size)
 
     def _cpuid(self, uc: Uc, _: object) -> int:
         leaf, subleaf = uc.reg_read_batch([x86.UC_X86_REG_EAX, x86.UC_X86_REG_ECX])
@@ -139,6 +146,7 @@ class UnicornEngine:
             self._uc.emu_stop()
 
     def _msr(self, uc: Uc, address: int, _size: int, _: object) -> None:
+        self._cpu.load()
         opcode = self._cpu.read(address, 2)
         if opcode in (b"\x0f\x30", b"\x0f\x32"):
             index, low, high = uc.reg_read_batch([x86.UC_X86_REG_ECX, x86.UC_X86_REG_EAX, x86.UC_X86_REG_EDX])
@@ -178,41 +186,35 @@ class UnicornEngine:
         """CS:IP F000:FFF0, real mode, and the firmware's shadow below 1 MiB as after power-on."""
         shadow = self._firmware[-BIOS_SHADOW:]
         self._ram[0x100000 - len(shadow) : 0x100000] = shadow
-        self.forget_all_code()
         self.crash = ""
-        zero = [
-            x86.UC_X86_REG_EAX,
-            x86.UC_X86_REG_EBX,
-            x86.UC_X86_REG_ECX,
-            x86.UC_X86_REG_EDX,
-            x86.UC_X86_REG_ESI,
-            x86.UC_X86_REG_EDI,
-            x86.UC_X86_REG_EBP,
-            x86.UC_X86_REG_ESP,
-            x86.UC_X86_REG_DS,
-            x86.UC_X86_REG_ES,
-            x86.UC_X86_REG_SS,
-            x86.UC_X86_REG_FS,
-            x86.UC_X86_REG_GS,
-        ]
+        self._uc.context_restore(self._power_on)        # all that no register below names: control, debug, x87, MSRs
         self._uc.reg_write(x86.UC_X86_REG_CR0, CR0_AT_RESET)
         self._uc.reg_write(x86.UC_X86_REG_IDTR, (0, 0, 0x3FF, 0))
-        for register in zero:
+        for register in DATA_SEGMENTS + [x86.UC_X86_REG_SS]:
             self._uc.reg_write(register, 0)
         self._uc.reg_write(x86.UC_X86_REG_EFLAGS, 2)
         self._uc.reg_write(x86.UC_X86_REG_CS, 0xF000)
         self._uc.reg_write(x86.UC_X86_REG_EIP, 0xFFF0)
+        self.forget_all_code()
 
     def run(self, deadline_ns: int) -> Stop:
         """Run until something stops it."""
+        if self.crash:                  # delivering an interrupt before this run was its end
+            return Stop.CRASH
         watch = self._watch
+        if self._forget_all:
+            self._forget_all = False
+            self._uc.ctl_flush_tb()
         watch.stopped = STOP_NONE
         watch.deadline_ns = deadline_ns
+        self._running = True
         try:
             self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_EIP), 0)
         except UcError as error:
             if error.errno == uc_const.UC_ERR_EXCEPTION or not self.crash:
                 self.crash = f"{error} at {self._where()}"
+        finally:
+            self._running = False
         watch.request = False
         if self.crash:
             return Stop.CRASH
@@ -227,8 +229,8 @@ class UnicornEngine:
         self._watch.want_interrupt = wanted
 
     def interruptible(self) -> bool:
-        """EFLAGS.IF."""
-        return bool(self._uc.reg_read(x86.UC_X86_REG_EFLAGS) & delivery.EFLAGS_IF)
+        """EFLAGS.IF, outside the shadow of MOV SS or STI."""
+        return not self._watch.shadow and bool(self._uc.reg_read(x86.UC_X86_REG_EFLAGS) & delivery.EFLAGS_IF)
 
     def interrupt(self, vector: int) -> None:
         """Enter the handler of an external interrupt."""
@@ -243,8 +245,10 @@ class UnicornEngine:
         self._uc.ctl_remove_cache(gpa, gpa + size)
 
     def forget_all_code(self) -> None:
-        """Drop every translated block."""
-        self._uc.ctl_flush_tb()
+        """Drop every translated block; from inside an exit at the end of the block, which is one of them."""
+        self._forget_all = True
+        if self._running:
+            self.kick()
 
     def close(self) -> None:
         """Free Unicorn's engine; the mapping of RAM stays its owner's."""
