@@ -88,7 +88,8 @@ pm:     mov ax, 16
 
 
 def real_mode(directory: Path, body: str) -> bytes:
-    return assemble(directory, f"xor ax, ax\nmov ds, ax\nmov es, ax\nmov ss, ax\nmov sp, 0x7c00\n{body}\n{LIBRARY}")
+    # Interrupts off: at the next tick the BIOS would print what it still has to say into our lines.
+    return assemble(directory, f"cli\nxor ax, ax\nmov ds, ax\nmov es, ax\nmov ss, ax\nmov sp, 0x7c00\n{body}\n{LIBRARY}")
 
 
 def protected(directory: Path, body: str) -> bytes:
