@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from miniguest.deploy.stress.boots import boot
 from miniguest.deploy.stress.events import ask_and_answer
 from miniguest.deploy.stress.grants import map_and_unmap
 from miniguest.deploy.stress.rings import BLKIF, BLKIF_16, NETIF_RX, NETIF_TX, pass_requests
@@ -20,6 +21,7 @@ PLAN: Final[tuple[tuple[str, Callable[[], object]], ...]] = (
     ("10 million requests, blkif of 16 pages", lambda: pass_requests(10_000_000, BLKIF_16, seconds=WATCHDOG)),
     ("a million requests, blkif, stirred, zmq", lambda: pass_requests(1_000_000, BLKIF, stir=True, seconds=WATCHDOG)),
     ("a million requests, blkif, stirred, fifo", lambda: pass_requests(1_000_000, BLKIF, "fifo", stir=True, seconds=WATCHDOG)),
+    ("20 boots", lambda: boot(20, 60.0)),
     ("grants of six between three mappers, 200 killed", lambda: map_and_unmap(3, 2_000_000, 200, seed=13, seconds=WATCHDOG)),
 )
 
