@@ -18,8 +18,8 @@ def boot(times: int, seconds: float) -> None:
         command = [sys.executable, "-m", "miniguest.deploy", "run", "--disk", str(image.image), "--json", "-"]
         for index in range(times):
             done = subprocess.run(
-                [*command, "--timeout", str(seconds)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, timeout=2 * seconds,
+                [*command, "--timeout", str(seconds)], stdin=subprocess.DEVNULL, capture_output=True,
+                timeout=2 * seconds,
             )
             if done.returncode:
                 raise StressError(f"boot {index}: status {done.returncode}: {done.stderr.decode(errors='replace')[-500:]}")
