@@ -29,7 +29,10 @@ class Child:
     def how(self) -> str:
         """How it ended, in words."""
         code = self.exit_code or 0
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        if code >= 0:
+            return f"ended with status {code}"
+        known = -code in signal.valid_signals() and -code in set(signal.Signals)      # most real-time ones have no name
+        return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
     def kill(self, number: int) -> None:
         """Send a signal; nothing happens when it has ended."""
@@ -51,20 +54,23 @@ class Children:
     def __init__(self, log_directory: Path) -> None:
         self.all: list[Child] = []
         self._logs = log_directory
+        self._untold: list[Child] = []          # those that ended while `stop` waited for others
 
     def spawn(self, name: str, main: Callable[[], int | None], keep_stdin: bool = False) -> Child:
         """Fork a child that runs `main` and ends with what it returns."""
         # A signal that came between fork and the child's own handlers would run the supervisor's in the child.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            self._run(name, main, keep_stdin, blocked)
-        child = Child(name, pid, os.pidfd_open(pid))
-        self.all.append(child)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        return child
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if pid == 0:
+                self._run(name, main, keep_stdin, blocked)
+            child = Child(name, pid, os.pidfd_open(pid))
+            self.all.append(child)
+            return child
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _run(self, name: str, main: Callable[[], int | None], keep_stdin: bool, mask: Iterable[int]) -> None:
         """The child's life. Never returns."""
@@ -83,7 +89,7 @@ class Children:
             logging.basicConfig(stream=sys.__stderr__, level=logging.INFO, format=LOG_FORMAT, force=True)
             status = main() or 0
         except SystemExit as ended:
-            status = ended.code if isinstance(ended.code, int) else 1
+            status = (ended.code or 0) if isinstance(ended.code, int | None) else 1
         except BaseException:
             os.write(2, traceback.format_exc().encode())
         finally:
@@ -95,7 +101,14 @@ class Children:
         return [child for child in self.all if child.exit_code is None]
 
     def wait(self, seconds: float | None, also: int | None = None) -> list[Child]:
-        """Wait until some child ends, `also` is readable or the time is up; the children that ended, reaped."""
+        """Wait until some child ends, `also` is readable or the time is up; the children that ended, reaped.
+
+        Each child is told of once; those that `stop` was to end are not.
+        """
+        told, self._untold = self._untold, []
+        return told or self._reap(seconds, also)
+
+    def _reap(self, seconds: float | None, also: int | None = None) -> list[Child]:
         poll = select.poll()
         by_fd = {child.pidfd: child for child in self.living}
         for fd in [*by_fd, *([also] if also is not None else [])]:
@@ -112,8 +125,11 @@ class Children:
         for child in some:
             child.kill(signal.SIGTERM)
         while any(child.exit_code is None for child in some) and time.monotonic() < deadline:
-            self.wait(deadline - time.monotonic())
+            self._reap_others_too(some, deadline - time.monotonic())
         for child in some:
             child.kill(signal.SIGKILL)
         while any(child.exit_code is None for child in some):
-            self.wait(None)
+            self._reap_others_too(some, None)
+
+    def _reap_others_too(self, some: list[Child], seconds: float | None) -> None:
+        self._untold += [child for child in self._reap(seconds) if child not in some]

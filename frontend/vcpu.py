@@ -33,6 +33,7 @@ from miniguest.ring.ranges import MEMORY, PORT, Ranges
 
 log = logging.getLogger(__name__)
 now_ns = _core.now_ns
+ROUTES: Final = 1 << 15         # addresses whose way is remembered: a guest can name four billion
 SPACE: Final = {ExitKind.PIO_IN: PORT, ExitKind.PIO_OUT: PORT, ExitKind.MMIO_READ: MEMORY, ExitKind.MMIO_WRITE: MEMORY}
 
 
@@ -100,7 +101,8 @@ class Vcpu:
             route = Route(self._row(kind, name, address, size), device, offset)
         else:
             route = Route(self._row(kind, claimed.name if claimed else UNCLAIMED, address, size), claimed=claimed is not None)
-        self._routes[kind, address, size] = route
+        if len(self._routes) < ROUTES:
+            self._routes[kind, address, size] = route
         return route
 
     def _row(self, kind: ExitKind, device: str, address: int, size: int) -> int:
@@ -177,7 +179,9 @@ class Vcpu:
     def _count_only(self, kind: ExitKind, address: int, ns: int = 0) -> None:
         row = self._cpu_rows.get((kind, address))
         if row is None:
-            row = self._cpu_rows[kind, address] = self._row(kind, "cpu", address, 0)
+            row = self._row(kind, "cpu", address, 0)
+            if len(self._cpu_rows) < ROUTES:
+                self._cpu_rows[kind, address] = row
         self._count(row, 1, ns)
 
     # -- requests to the device model
@@ -193,7 +197,9 @@ class Vcpu:
                 self._process.events.doorbell.drain()
             if woke & PENDING:
                 self._loop.collect()
-            if self._loop.stopping or self._shutdown():
+            # The device model that asks for a reboot answers nevertheless; left alone, its answer would be taken for
+            # that of the first request after the reset.
+            if self._loop.stopping or self._shutdown() not in (0, 1 + SHUTDOWN_reboot):
                 self.engine.kick()
                 return 0xFFFFFFFF       # nobody is going to answer
         value = slot.finish()
@@ -269,7 +275,7 @@ class Vcpu:
     def _halt(self) -> None:
         """HLT with interrupts on: sleep until there is one."""
         start = now_ns()
-        while not self._platform.pending() and self._ended() is None:
+        while not (self._platform.pending() or self._shutdown() or self._loop.stopping):
             deadline = self._platform.deadline()
             self._loop.turn(max(0.0, (deadline - now_ns()) / 1e9) if deadline else -1.0)
             self._tick()
