@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from miniguest.frontend.devices.device import Device, GuestMemory
+from miniguest.ring.errors import HypercallError
 from miniguest.ring.loop import Loop, Timer
 from miniguest.ring.ranges import MEMORY, PORT
 
@@ -16,7 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class Claims(Protocol):
-    """Who is told what ranges this bus answers: the hypervisor, so that their exits come here."""
+    """Who is told what ranges this bus answers: the hypervisor, so that their exits come here.
+
+    map: HypercallError when some of the range is another's.
+    """
 
     def map(self, kind: int, start: int, end: int, name: str) -> None: ...
     def unmap(self, kind: int, start: int, end: int) -> None: ...
@@ -56,6 +60,13 @@ class InterruptLines:
         if before != bool(drivers):
             self._set_line(line, bool(drivers))
 
+    def clear(self) -> None:
+        """Nobody drives any line."""
+        for line, drivers in self._drivers.items():
+            if drivers:
+                drivers.clear()
+                self._set_line(line, False)
+
 
 class Bus:
     """Dispatches accesses to the devices attached. clock: nanoseconds, the devices' own."""
@@ -83,15 +94,23 @@ class Bus:
         self._settle(attached)
         return attached
 
-    def attach(self, kind: int, start: int, count: int, attached: Attached, window: Device | None = None) -> None:
-        """`attached` answers `count` ports or bytes from `start` on, through `window` when that is given."""
-        self._claims.map(kind, start, start + count - 1, attached.name)
+    def attach(self, kind: int, start: int, count: int, attached: Attached, window: Device | None = None) -> bool:
+        """`attached` answers `count` ports or bytes from `start` on, through `window` when that is given.
+
+        False when it cannot, for another device does: a guest may put a PCI function's range anywhere.
+        """
+        try:
+            self._claims.map(kind, start, start + count - 1, attached.name)
+        except HypercallError as error:
+            log.warning("%s", error)
+            return False
         self._claimed.append((kind, start, count))
         device = window or attached.device
         if kind == PORT:
             self._ports.update((port, (start, attached, device)) for port in range(start, start + count))
         else:
             self._regions.append((start, start + count, attached, device))
+        return True
 
     def detach(self, kind: int, start: int, count: int) -> None:
         """Nobody answers there any more."""
@@ -111,6 +130,7 @@ class Bus:
             if attached.timer:
                 attached.timer.cancel()
         self._attached.clear()
+        self._lines.clear()
 
     def changed(self, attached: Attached) -> None:
         """A device changed state on its own."""

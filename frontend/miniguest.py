@@ -35,7 +35,7 @@ from miniguest.ring.xenstore import Xenstore
 SPACES: Final = {IOREQ_TYPE_PIO: PORT, IOREQ_TYPE_COPY: MEMORY}
 VDEVS: Final = {768: "hda", 832: "hdb", 5632: "hdc", 5696: "hdd"}      # Linux device numbers, as xl writes them
 DRAIN_SECONDS: Final = 1.0
-SIZES: Final = (1, 2, 4, 8)
+SIZES: Final = {PORT: (1, 2, 4), MEMORY: (1, 2, 4, 8)}
 MAX_ELEMENTS: Final = 1 << 20
 log = logging.getLogger(__name__)
 console_log = logging.getLogger("firmware")
@@ -54,6 +54,8 @@ class TargetMemory:
 
     def write(self, gpa: int, data: bytes | memoryview) -> None:
         """As Memory.write, and noted."""
+        if gpa < 0:                     # a string that went down past zero
+            return
         self._memory.write(gpa, data)
         self._modified.note(gpa, min(len(data), max(0, self._memory.ram_size - gpa)))
 
@@ -153,7 +155,7 @@ class MiniGuest:
             return
         type_, address, data, count, size, direction, is_pointer, downwards = request
         kind = SPACES.get(type_)
-        if kind is None or size not in SIZES or not 1 <= count <= MAX_ELEMENTS:
+        if kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS:
             self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
             return
         self._answering = True

@@ -53,7 +53,7 @@ class Pc:
     def __init__(self, around: Surroundings, memory_bytes: int, vcpus: int, disks: dict[str, Disk]) -> None:
         self._around = around
         self._windows: dict[tuple[PciFunction, int, str], list[tuple[Attached, Device | None, int, int]]] = {}
-        self._placed: dict[tuple[PciFunction, int, str], int] = {}
+        self._placed: dict[tuple[PciFunction, int, str], list[tuple[int, int]]] = {}
         self._isa(around, memory_bytes, vcpus, disks)
         self._pci(around)
         self._ide(around, disks)
@@ -105,14 +105,15 @@ class Pc:
         """A function's range is decoded from now on (at `base`), or no longer."""
         key = (function, index, kind)
         space = MEMORY if kind in ("memory", "rom") else PORT
-        old = self._placed.pop(key, None)
-        for attached, window, offset, count in self._windows.get(key, ()):
-            if old is not None:
-                self._around.bus.detach(space, old + offset, count)
-            if base is not None:
-                self._around.bus.attach(space, base + offset, count, attached, window)
-        if base is not None and key in self._windows:
-            self._placed[key] = base
+        for start, count in self._placed.pop(key, ()):
+            self._around.bus.detach(space, start, count)
+        if base is None:
+            return
+        self._placed[key] = [
+            (base + offset, count)
+            for attached, window, offset, count in self._windows.get(key, ())
+            if self._around.bus.attach(space, base + offset, count, attached, window)
+        ]
 
     # -- IDE
     def _ide(self, around: Surroundings, disks: dict[str, Disk]) -> None:
