@@ -51,15 +51,18 @@ class Consfront:
 
     def feed(self) -> None:
         """Pass input on, as much as is taken."""
-        try:
-            self._input = self._input or self._in.read()
-        except RingError:
-            return
-        while self._input:
+        while self._input or self._take():
             taken = self._receive(self._input)
             self._input = self._input[taken:]
-            if not taken:
-                return
-            if not self._input:
-                self._notify()          # there is room again
-                self._input = self._in.read()
+            if self._input:
+                return                  # the rest when there is room for it
+
+    def _take(self) -> bool:
+        """Take what is in the ring; whether there was something."""
+        try:
+            self._input = self._in.read()
+        except RingError:               # as in _push: no input any more
+            return False
+        if self._input:
+            self._notify()              # there is room again
+        return bool(self._input)

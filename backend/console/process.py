@@ -4,18 +4,20 @@ A device's keys: frontend (its directory holds ring-ref, a frame number, and por
 ("stdio", "pty" or a path), copy (a file that gets everything too), prefix, and input (1: standard input goes there).
 """
 import contextlib
-import os
-import stat
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
 from miniguest.backend.console.sinks import FileSink, PtySink, Sink, StdioSink
+from miniguest.backend.console.source import Source
 from miniguest.backend.directory import BackendDirectory
 from miniguest.ring.console import input_ring, output_ring
 from miniguest.ring.errors import PeerError, RingError
 from miniguest.ring.process import Process
 from miniguest.ring.xenbus import Keys, write_error
 from miniguest.ring.xenstore import Xenstore
+
+log = logging.getLogger(__name__)
 
 
 class Console:
@@ -25,22 +27,45 @@ class Console:
         self._process = process
         self._store = store
         self._path = path
-        self._undo = ExitStack()
-        self._waiting = b""                 # input that the guest has had no room for
-        keys = Keys(store, path)
-        frontend = Keys(store, keys.text("frontend"))
+        self._sinks: list[Sink] = []
+        self._source: Source | None = None
+        with ExitStack() as undo:
+            self._connect(domid, undo)
+            self._plug(output, undo)
+            self._undo = undo.pop_all()
+        process.loop.on_port(self._port, self.serve)
+
+    def _connect(self, domid: int, undo: ExitStack) -> None:
+        frontend = Keys(self._store, Keys(self._store, self._path).text("frontend"))
         page = self._page(domid, frontend.number("ring-ref"))
         self._in, self._out = input_ring(page), output_ring(page)
-        self._port = process.bind_interdomain(domid, frontend.number("port"))
-        self._undo.callback(self._port.close)
-        self._sinks: list[Sink] = [self._sink(keys, output)]
-        if copy := keys.text("copy", ""):
-            self._sinks.append(FileSink(Path(copy)))
-        for sink in self._sinks:
-            self._undo.callback(sink.close)
-        if keys.flag("input"):
-            self._read_stdin()
-        process.loop.on_port(self._port, self.serve)
+        self._port = self._process.bind_interdomain(domid, frontend.number("port"))
+        undo.callback(self._port.close)
+        undo.callback(self._process.loop.off_port, self._port)
+
+    def _plug(self, output: int, undo: ExitStack) -> None:
+        """Where output goes and input comes from."""
+        keys = Keys(self._store, self._path)
+        kind, copy = keys.text("output"), keys.text("copy", "")
+        if kind == "stdio":
+            self._add(StdioSink(output, keys.text("prefix", "")), undo)
+        elif kind == "pty":
+            pty = PtySink()
+            self._add(pty, undo)
+            self._source = Source(self._process.loop, pty.fd, self._put)
+            self._store.write(f"{keys.text('frontend')}/tty", pty.name)
+        else:
+            self._add(FileSink(Path(kind)), undo)
+        if copy:
+            self._add(FileSink(Path(copy)), undo)
+        if keys.flag("input") and not self._source:
+            self._source = Source(self._process.loop, 0, self._put)
+        if self._source:
+            undo.callback(self._source.close)
+
+    def _add(self, sink: Sink, undo: ExitStack) -> None:
+        undo.callback(sink.close)
+        self._sinks.append(sink)
 
     def _page(self, domid: int, frame: int) -> memoryview:
         try:
@@ -48,61 +73,48 @@ class Console:
         except (OSError, IndexError) as error:
             raise PeerError(f"{self._path}: no console page: {error}") from error
 
-    def _sink(self, keys: Keys, output: int) -> Sink:
-        kind = keys.text("output")
-        if kind == "stdio":
-            return StdioSink(output, keys.text("prefix", ""))
-        if kind == "pty":
-            pty = PtySink(self._process.loop, self._input)
-            self._store.write(f"{keys.text('frontend')}/tty", pty.name)
-            return pty
-        return FileSink(Path(kind))
-
     def serve(self) -> None:
-        """The guest printed something, or made room for input."""
+        """The guest printed something, or made room for input. One ring's worth: it tells of what comes after, and
+        other guests have something to say, too."""
         try:
-            while data := self._out.read():
-                self._port.notify()         # there is room again
-                for sink in self._sinks:
-                    sink.write(data)
-            self._input(b"")
+            data = self._out.read()
         except RingError as error:
-            write_error(self._store, self._path, str(error))
-            self._undo.close()
+            self._disable(error)
+            return
+        if data:
+            self._port.notify()             # there is room again
+            self._print(data)
+        if self._source:
+            self._source.feed()
 
-    def _input(self, data: bytes) -> None:
-        self._waiting += data
-        if self._waiting:
-            written = self._in.write(self._waiting)
-            if written:
-                self._waiting = self._waiting[written:]
-                self._port.notify()
+    def _print(self, data: bytes) -> None:
+        for sink in list(self._sinks):
+            try:
+                sink.write(data)
+            except OSError as error:        # a full disk, a reader that went away: no reason to end, for anybody
+                log.error("%s: output is lost from now on: %s", self._path, error)
+                self._sinks.remove(sink)
 
-    def _read_stdin(self) -> None:
-        """Standard input, where it is something that can be waited for."""
-        mode = os.fstat(0).st_mode
-        if stat.S_ISREG(mode):
-            self._input(os.read(0, 1 << 16))
-        elif stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(0):
-            self._process.loop.on_fd(0, self._stdin)
-            self._undo.callback(self._process.loop.off_fd, 0)
-
-    def _stdin(self) -> None:
+    def _put(self, data: bytes) -> int:
         try:
-            data = os.read(0, 4096)
-        except OSError:
-            data = b""
-        if not data:
-            self._process.loop.off_fd(0)
-        with contextlib.suppress(RingError):
-            self._input(data)
+            written = self._in.write(data)
+        except RingError as error:
+            self._disable(error)
+            return len(data)
+        if written:
+            self._port.notify()
+        return written
+
+    def _disable(self, error: RingError) -> None:
+        """The guest's indices cannot be true: this console is no more."""
+        log.error("%s: %s", self._path, error)
+        write_error(self._store, self._path, str(error))
+        self._undo.close()
 
     def close(self) -> None:
         """The last words, then the end."""
         with contextlib.suppress(RingError):
-            while data := self._out.read():
-                for sink in self._sinks:
-                    sink.write(data)
+            self._print(self._out.read())
         self._undo.close()
 
 

@@ -2,18 +2,14 @@
 import contextlib
 import os
 import re
+import select
 import tty
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from miniguest.ring.loop import Loop
-
-Input = Callable[[bytes], None]
-
 
 class Sink(Protocol):
-    """Takes what the guest prints."""
+    """Takes what the guest prints. write: OSError when it cannot be printed any more."""
 
     def write(self, data: bytes) -> None: ...
     def close(self) -> None: ...
@@ -28,16 +24,15 @@ class StdioSink:
         self._at_start = True
 
     def write(self, data: bytes) -> None:
-        """Print; a reader that went away is no reason to end."""
-        with contextlib.suppress(BrokenPipeError):
-            _write_all(self._fd, self._prefixed(data) if self._prefix else data)
+        """Print."""
+        _write_all(self._fd, self._prefixed(data) if self._prefix else data)
 
     def _prefixed(self, data: bytes) -> bytes:
         out = b""
         for line in re.findall(rb"[^\n]*\n|[^\n]+", data):
             text = line.lstrip(b"\r") if self._at_start else line     # some end a line with LF CR
+            out += line[: len(line) - len(text)] + (self._prefix if self._at_start and text else b"") + text
             if text:
-                out += line[: len(line) - len(text)] + (self._prefix if self._at_start else b"") + text
                 self._at_start = line.endswith(b"\n")
         return out
 
@@ -61,34 +56,29 @@ class FileSink:
 
 
 class PtySink:
-    """The master of a pseudo terminal; `name` is the other end. What nobody reads is lost once its buffer is full."""
+    """The master, `fd`, of a pseudo terminal; `name` is the other end. What nobody reads is lost once its buffer is full."""
 
-    def __init__(self, loop: Loop, received: Input) -> None:
-        self._master, slave = os.openpty()
+    def __init__(self) -> None:
+        self.fd, slave = os.openpty()
         tty.setraw(slave)
         self.name = os.ttyname(slave)
         self._slave = slave                 # kept open: reading a master whose other end is closed fails
-        self._loop = loop
-        self._received = received
-        os.set_blocking(self._master, False)
-        loop.on_fd(self._master, self._readable)
-
-    def _readable(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._received(os.read(self._master, 4096))
+        os.set_blocking(self.fd, False)
 
     def write(self, data: bytes) -> None:
         """To whoever has opened the other end."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self._master, data)
+            os.write(self.fd, data)
 
     def close(self) -> None:
         """Close both ends."""
-        self._loop.off_fd(self._master)
-        os.close(self._master)
+        os.close(self.fd)
         os.close(self._slave)
 
 
 def _write_all(fd: int, data: bytes) -> None:
     while data:
-        data = data[os.write(fd, data) :]
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:             # whoever shares the terminal with us made it so
+            select.select([], [fd], [])

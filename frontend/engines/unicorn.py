@@ -190,7 +190,7 @@ class UnicornEngine:
         self._uc.context_restore(self._power_on)        # all that no register below names: control, debug, x87, MSRs
         self._uc.reg_write(x86.UC_X86_REG_CR0, CR0_AT_RESET)
         self._uc.reg_write(x86.UC_X86_REG_IDTR, (0, 0, 0x3FF, 0))
-        for register in DATA_SEGMENTS + [x86.UC_X86_REG_SS]:
+        for register in (*DATA_SEGMENTS, x86.UC_X86_REG_SS):
             self._uc.reg_write(register, 0)
         self._uc.reg_write(x86.UC_X86_REG_EFLAGS, 2)
         self._uc.reg_write(x86.UC_X86_REG_CS, 0xF000)
