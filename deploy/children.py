@@ -96,6 +96,11 @@ class Children:
             os._exit(status)
 
     @property
+    def untold(self) -> bool:
+        """Whether `wait` has news without waiting."""
+        return bool(self._untold)
+
+    @property
     def living(self) -> list[Child]:
         """Those that have not been reaped."""
         return [child for child in self.all if child.exit_code is None]

@@ -201,7 +201,7 @@ class Supervisor:
     def watch(self, timeout: float | None) -> report.RunResult:
         """Wait for the guests' ends, or the timeout; then end the rest in order, and report."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not all(running.ended for running in self._guests):
+        while self._children.untold or not all(running.ended for running in self._guests):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 self._time_out()
