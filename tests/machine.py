@@ -75,15 +75,18 @@ def assemble(directory: Path, source: str) -> bytes:
 
 
 class Machine:
-    """A processor about to execute `code` at 0000:7C00, with 2 MiB of RAM. upcall[0]: the byte that stops it."""
+    """A processor about to execute `code` at 0000:7C00, with 2 MiB of RAM. upcall[0]: the byte that stops it.
 
-    def __init__(self, code: bytes, **handler: object) -> None:
-        self.ram = mmap.mmap(-1, RAM)
-        self.upcall = mmap.mmap(-1, 4096)
+    It is the first byte behind RAM, or at `upcall_at` in RAM, for a guest that plays the other process as well.
+    """
+
+    def __init__(self, code: bytes, upcall_at: int = RAM, **handler: object) -> None:
+        self.ram = mmap.mmap(-1, RAM + 4096)
+        self.upcall = memoryview(self.ram)[upcall_at:]
         self.exits = Exits(self.ram, **handler)     # type: ignore[arg-type]
         firmware = bytearray(FIRMWARE)
         firmware[0xFFF0:0xFFF5] = FAR_JUMP
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self.upcall))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.ram, upcall_at))
         self.engine = UnicornEngine(self.ram, RAM, bytes(firmware), self.exits, address)
         self.load(code)
 

@@ -343,7 +343,8 @@ def test_a_16_bit_stack_wraps_and_keeps_the_upper_half_of_esp(sp: int, high: int
 
 
 @pytest.mark.parametrize(("ss", "esp", "fits"), [
-    (SMALL, 0x100, True), (SMALL, 0x104, False), (SMALL, 8, False), (DOWN, 0x100C, True), (DOWN, 0x1008, False), (DOWN, 0x2000, True),
+    (SMALL, 0x100, True), (SMALL, 0x104, False), (SMALL, 8, False), (DOWN, 0x100C, True), (DOWN, 0x1008, False),
+    (DOWN, 0x2000, True),
 ])
 def test_the_stack_segments_limit(cpu: FakeCpu, ss: int, esp: int, fits: bool) -> None:
     cpu.now.ss, cpu.now.esp = ss, esp

@@ -30,7 +30,6 @@ cdef enum:
     UC_X86_REG_EFLAGS = 25
     UC_PROT_EXEC = 4
     EFLAGS_IF = 0x200
-    HLT_OPCODE = 0xf4
     STI_OPCODE = 0xfb
     POP_SS_OPCODE = 0x17
     MOV_SREG_OPCODE = 0x8e
@@ -59,7 +58,7 @@ cdef struct Block:             # unicorn.h, struct uc_tb
 
 
 cdef bint loads_ss(const uint8_t *code, uint32_t size) noexcept nogil:
-    """Whether `size` bytes of code may end with POP SS or MOV SS. Unicorn ends a block behind those."""
+    """Whether `size` bytes of code may end with POP SS or MOV SS."""
     cdef uint32_t i
     if code[size - 1] == POP_SS_OPCODE:
         return True
@@ -72,19 +71,15 @@ cdef bint loads_ss(const uint8_t *code, uint32_t size) noexcept nogil:
 cdef bint in_shadow(void *uc, State *state, uint64_t address) noexcept nogil:
     """Whether no interrupt may be taken before the block at `address`, for the instruction before it inhibits them.
 
-    MOV SS and POP SS: the stack pointer that belongs to SS is loaded next. Some other instruction may be taken for
-    one of them: then the interrupt comes a block later. STI before HLT: an interrupt in between would be used up, and
-    HLT sleep for ever; executed, HLT ends the run and the interrupt is delivered at once. Behind any other STI the
-    interrupt comes an instruction early, for one block holds all those up to the next jump.
+    STI: an interrupt between it and a HLT would be used up, and HLT sleep for ever. MOV SS and POP SS: the stack
+    pointer that belongs to SS is loaded next. Unicorn ends a block behind all three, and makes the next one of a single
+    instruction. Some other instruction may be taken for one of them: then the interrupt comes a block later.
     """
     cdef uint8_t code[LONGEST_MOV]
-    cdef uint8_t byte = 0
     cdef uint32_t size = <uint32_t>min(state.end - state.last, LONGEST_MOV)
     if address != state.end or size == 0 or state.vmem_read(uc, address - size, UC_PROT_EXEC, code, size):
         return False
-    if code[size - 1] == STI_OPCODE:
-        return state.vmem_read(uc, address, UC_PROT_EXEC, &byte, 1) == 0 and byte == HLT_OPCODE
-    return loads_ss(code, size)
+    return code[size - 1] == STI_OPCODE or loads_ss(code, size)
 
 
 cdef bint opens_window(void *uc, State *state) noexcept nogil:
