@@ -232,7 +232,9 @@ class Vcpu:
     # -- the run loop
     def run(self) -> Ended:
         """Run the guest to its end."""
-        while True:
+        # First of all: a shutdown that came before this process was there to be kicked would never be looked at.
+        while (ended := self._ended()) is None:
+            self._inject()
             stop = self.engine.run(self._platform.deadline())
             if stop is Stop.CRASH:
                 log.error("the guest crashed: %s", self.engine.crash)
@@ -246,10 +248,7 @@ class Vcpu:
                 if not self.engine.interruptible():
                     return Ended.HALT
                 self._halt()
-            ended = self._ended()
-            if ended is not None:
-                return ended
-            self._inject()
+        return ended
 
     def _reboot(self) -> None:
         """The device model was made anew and asked for this: so are the processor and what is beside it."""
