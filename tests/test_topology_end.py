@@ -13,7 +13,9 @@ from guests import MINIGUEST, assemble, run
 
 SECONDS = 2.0
 PROCESSES = ("hypervisor", "xenstored", "blkback", "console", "hvm0-dm", "hvm0-vcpu0")
+# Interrupts off while it prints: the BIOS's timer handler may have a character of its own to say.
 IDLE = """
+        cli
         mov si, offset t
         1: lodsb
         test al, al
@@ -21,7 +23,8 @@ IDLE = """
         mov dx, 0x3f8
         out dx, al
         jmp 1b
-        2: {loop}
+        2: sti
+        {loop}
         t: .asciz "up and running"
 """
 LOOPS = {"asleep": "sti\n3: hlt\njmp 3b", "busy": "3: jmp 3b"}
