@@ -35,7 +35,6 @@ class BlockDevice:
         self._process = process
         self._store = store
         self._domid = domid
-        self._device = device
         self.path = path
         self._undo = ExitStack()        # what the connection to the frontend holds
         self._executor: Executor | None = None          # while connected
