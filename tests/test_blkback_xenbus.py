@@ -55,8 +55,7 @@ def test_what_it_offers(world: World, vbd: Vbd) -> None:
     assert properties == {"sectors": "2048", "sector-size": "512", "physical-sector-size": "512", "info": "0"}
 
 
-def test_the_toolstack_may_turn_discard_off(world: World) -> None:
-    vbd = world.vbd()
+def test_the_toolstack_may_turn_discard_off(world: World, vbd: Vbd) -> None:
     with vbd.store.transaction() as t:          # as if the toolstack had made it so
         t.write(f"{vbd.back}/discard-enable", 0)
         t.write(f"{vbd.back}/state", 1)
