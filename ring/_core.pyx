@@ -16,6 +16,7 @@ from posix.types cimport off_t
 from miniguest.ring.errors import RingError
 
 include "_atomics.pxi"
+include "_checksum.pxi"
 include "_memory.pxi"
 include "_ioreq.pxi"
 include "_rings.pxi"
