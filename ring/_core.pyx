@@ -10,7 +10,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 from posix.types cimport off_t
 
 from miniguest.ring.errors import RingError
@@ -22,3 +22,4 @@ include "_ioreq.pxi"
 include "_rings.pxi"
 include "_events.pxi"
 include "_grants.pxi"
+include "_netfront.pxi"
