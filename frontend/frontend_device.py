@@ -73,9 +73,8 @@ class FrontendDevice:
 
     # -- what it does that with
     def give_page(self, readonly: bool = False) -> tuple[int, int]:
-        """A zeroed page granted to the backend, taken back when the backend has disconnected: (gref, frame)."""
+        """A page granted to the backend, taken back when the backend has disconnected: (gref, frame)."""
         frame = self.pages.alloc()
-        self.pages.memory.frame(frame)[:] = bytes(len(self.pages.memory.frame(frame)))
         self._granted.append((self.grants.give(self.backend_domid, frame, readonly), frame))
         return self._granted[-1]
 

@@ -1,0 +1,152 @@
+"""netfront's data path: frames over one or more pairs of netif rings (xen/io/netif.h). The handshake is `netfront_xenbus`.
+
+Frames are copied between the caller's buffers and pages that are granted for good (`_core.NetTransmit`, `NetReceive`).
+"""
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy
+
+from miniguest.ring import _core
+from miniguest.ring.abi.netif import XEN_NETIF_MAX_TX_SIZE
+from miniguest.ring.errors import RingError
+from miniguest.ring.events import Port
+
+INFO: Final = numpy.dtype(
+    [("length", "<u4"), ("flags", "<u2"), ("gso_size", "<u2"), ("gso_type", "u1"), ("hash_type", "u1"), ("pad", "<u2"),
+     ("hash", "<u4")]
+)                                       # one entry of _core.NetReceive.info
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One pair of rings and its event channels, which may be one."""
+
+    transmit: _core.NetTransmit
+    receive: _core.NetReceive
+    transmit_port: Port
+    receive_port: Port
+
+
+class Netfront:
+    """A connected vif, as a Wire (miniguest.frontend.devices.nic), and its receiving end.
+
+    received(frame): called for every frame; when it answers False the frame is kept, with those behind it, until
+    `resume`. ready(): called when there is room again after there was none. failed(reason): the backend broke the
+    protocol; frames are then dropped. Users with many frames at a time use the rings of `queues` themselves.
+    """
+
+    def __init__(self, mac: bytes, mtu: int, queues: list[Queue], failed: Callable[[str], None]) -> None:
+        self.mac = mac
+        self.mtu = mtu
+        self.queues = queues
+        self.received: Callable[[bytes], bool] = lambda frame: True
+        self.ready: Callable[[], None] = lambda: None
+        self._failed = failed
+        self._dead = False
+        self._full = False                      # somebody waits for room
+        self._kept: deque[bytes] = deque()
+
+    # -- transmit
+    def room(self) -> bool:
+        """Whether a frame of any size can be sent now; `ready` is called later when not."""
+        transmit = self.queues[0].transmit
+        if self._dead or transmit.fits(XEN_NETIF_MAX_TX_SIZE):
+            return True
+        self._full = True
+        try:
+            while True:
+                transmit.take()
+                if transmit.fits(XEN_NETIF_MAX_TX_SIZE):
+                    self._full = False
+                    return True
+                if not transmit.final_check():
+                    return False
+        except RingError as error:
+            self._fail(str(error))
+            return True
+
+    def send(self, frame: bytes) -> None:
+        """Transmit a frame; dropped when the backend does not take such. Only while there is `room`."""
+        if self._dead:
+            return
+        queue = self.queues[0]
+        try:
+            queue.transmit.put_frame(frame)
+        except ValueError as error:
+            log.warning("dropped: %s", error)
+            return
+        if queue.transmit.push():
+            queue.transmit_port.notify()
+
+    def on_transmit(self) -> None:
+        """The backend notified: it has answered requests."""
+        if self._full and self.room() and not self._dead:
+            self.ready()
+
+    # -- receive
+    def start(self) -> None:
+        """Post every buffer there is, and take what came before."""
+        for queue in self.queues:
+            self._post(queue)
+            self.on_receive(queue)
+
+    def _post(self, queue: Queue) -> None:
+        if queue.receive.post() and queue.receive.push():
+            queue.receive_port.notify()
+
+    def on_receive(self, queue: Queue) -> None:
+        """The backend notified: take its frames."""
+        receive = queue.receive
+        try:
+            while not self._dead and not self._kept:
+                count = receive.take()
+                if count:
+                    self._hand_over(receive, count)
+                if not self._kept:              # else the backend is to wait, too
+                    self._post(queue)
+                    if not count and not receive.final_check():
+                        return
+        except RingError as error:
+            self._fail(str(error))
+
+    def _hand_over(self, receive: _core.NetReceive, count: int) -> None:
+        at = 0
+        for length in numpy.frombuffer(receive.info, INFO, count)["length"].tolist():
+            frame = bytes(memoryview(receive.data)[at : at + length])
+            at += length
+            if self._kept or not self.received(frame):
+                self._kept.append(frame)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether frames wait for `resume`."""
+        return bool(self._kept)
+
+    def resume(self) -> None:
+        """Offer the frames that were kept again."""
+        while self._kept:
+            if not self.received(self._kept[0]):
+                return
+            self._kept.popleft()
+        for queue in self.queues:
+            self.on_receive(queue)
+
+    # -- the end
+    def _fail(self, reason: str) -> None:
+        if not self._dead:
+            log.error("network device: %s", reason)
+            self.abandon()
+            self._failed(reason)
+
+    def abandon(self) -> None:
+        """The backend is gone for good: nothing is received any more, and what is sent is dropped."""
+        self._dead = True
+        self._kept.clear()
+        if self._full:
+            self._full = False
+            self.ready()

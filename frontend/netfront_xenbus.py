@@ -1,0 +1,123 @@
+"""netfront's handshake: finds the backend through xenbus and connects its rings (the front half of netif.h's)."""
+import logging
+import re
+from collections.abc import Callable
+from typing import Final
+
+from miniguest.frontend.frontend_device import FrontendDevice
+from miniguest.frontend.netfront import Netfront, Queue
+from miniguest.frontend.pages import Pages
+from miniguest.ring import _core
+from miniguest.ring.abi.netif import RX_REQUEST, RX_RESPONSE, TX_REQUEST, TX_RESPONSE
+from miniguest.ring.abi.xenbus import XenbusState
+from miniguest.ring.errors import PeerError
+from miniguest.ring.events import Port
+from miniguest.ring.grants import Grants
+from miniguest.ring.process import Process
+from miniguest.ring.xenbus import Keys, switch_state, write_keys
+from miniguest.ring.xenstore import Xenstore
+
+MTU: Final = 1500                       # bytes, where the backend names none
+MOST_MTU: Final = 65535 - 14
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
+log = logging.getLogger(__name__)
+
+
+class NetfrontDevice(FrontendDevice):
+    """One virtual network interface of the process's domain; `path` is its directory, such as "device/vif/0".
+
+    ready(netfront): called when it is connected; `start` it when its `received` is set. lost(reason): when it cannot
+    be, or is no longer. queues: how many pairs of rings at most. offload: take frames whose checksum is still to be
+    computed, and large ones that are still to be cut.
+    """
+
+    def __init__(
+        self, process: Process, store: Xenstore, path: str, pages: Pages, grants: Grants,
+        ready: Callable[[Netfront], None], lost: Callable[[str], None], queues: int = 1, offload: bool = False,
+    ) -> None:
+        super().__init__(process, store, path, pages, grants)
+        self._ready = ready
+        self._lost = lost
+        self._wanted_queues = queues
+        self._offload = offload
+        self._queues: list[Queue] = []
+        self._buffers: list[tuple[int, int]] = []
+        self.netfront: Netfront | None = None
+        self.start()
+
+    # -- rings
+    def offer(self) -> None:
+        """Allocate and grant the rings and their buffers, and tell the backend of them."""
+        keys = Keys(self.store, self.backend)
+        count = min(self._wanted_queues, keys.number("multi-queue-max-queues", 1, least=1))
+        split, sg = keys.flag("feature-split-event-channels"), keys.flag("feature-sg")
+        written: dict[str, int | str | bytes] = {
+            "request-rx-copy": 1, "feature-rx-notify": 1, "feature-sg": 1,
+            "feature-no-csum-offload": int(not self._offload), "feature-ipv6-csum-offload": int(self._offload),
+            "feature-gso-tcpv4": int(self._offload), "feature-gso-tcpv6": int(self._offload),
+        }
+        if count > 1:
+            written["multi-queue-num-queues"] = count
+        for index in range(count):
+            prefix = f"queue-{index}/" if count > 1 else ""
+            written |= {prefix + name: value for name, value in self._make_queue(sg, split).items()}
+        write_keys(self.store, self.path, written)
+
+    def _make_queue(self, sg: bool, split: bool) -> dict[str, int]:
+        """A pair of rings; the keys that tell of it."""
+        transmit_gref, transmit_frame = self.give_page()
+        receive_gref, receive_frame = self.give_page()
+        memory = self.pages.memory
+        ports = [self.make_port() for _ in range(2 if split else 1)]
+        transmit = _core.FrontRing(memory.frame(transmit_frame), TX_REQUEST.size, TX_RESPONSE.size)
+        receive = _core.FrontRing(memory.frame(receive_frame), RX_REQUEST.size, RX_RESPONSE.size)
+        self._queues.append(Queue(
+            _core.NetTransmit(transmit, self._net_pages(transmit.slots, readonly=True), sg),
+            _core.NetReceive(receive, self._net_pages(receive.slots, readonly=False)),
+            ports[0], ports[-1],
+        ))
+        keys = {"tx-ring-ref": transmit_gref, "rx-ring-ref": receive_gref}
+        if split:
+            return keys | {"event-channel-tx": ports[0].number, "event-channel-rx": ports[1].number}
+        return keys | {"event-channel": ports[0].number}
+
+    def _net_pages(self, count: int, readonly: bool) -> _core.NetPages:
+        pages = [self.give_page(readonly) for _ in range(count)]
+        return _core.NetPages(self.pages.memory.map, self.pages.memory.grant_entries, pages)
+
+    # -- states
+    def connected(self) -> None:
+        """Read the vif's properties; it is there from now on."""
+        mac = Keys(self.store, self.path).text("mac", "") or Keys(self.store, self.backend).text("mac")
+        if not _MAC.fullmatch(mac):
+            raise PeerError(f"{self.path}/mac is {mac[:32]!r}, not an Ethernet address")
+        mtu = Keys(self.store, self.path).number("mtu", MTU, least=68, most=MOST_MTU)
+        self.netfront = Netfront(bytes.fromhex(mac.replace(":", "")), mtu, self._queues, self.broken)
+        for queue in self._queues:
+            self._listen(self.netfront, queue)
+        switch_state(self.store, self.path, XenbusState.Connected)
+        log.info("%s: %s, %d queues", self.path, mac, len(self._queues))
+        self._ready(self.netfront)
+
+    def _listen(self, netfront: Netfront, queue: Queue) -> None:
+        def both() -> None:
+            netfront.on_transmit()
+            netfront.on_receive(queue)
+
+        def listen(port: Port, handler: Callable[[], None]) -> None:
+            self.process.loop.on_port(port, handler)
+
+        if queue.transmit_port is queue.receive_port:
+            listen(queue.receive_port, both)
+        else:
+            listen(queue.transmit_port, netfront.on_transmit)
+            listen(queue.receive_port, lambda: netfront.on_receive(queue))
+
+    def abandon(self) -> None:
+        """Nothing is received any more, and what is sent is dropped."""
+        if self.netfront:
+            self.netfront.abandon()
+
+    def lost(self, reason: str) -> None:
+        """Tell the vif's user."""
+        self._lost(reason)
