@@ -13,12 +13,14 @@ import msgspec
 
 from miniguest.deploy import firmware
 from miniguest.deploy.errors import FirmwareError, TopologyError
+from miniguest.deploy.network import NetworkChecker
 
 if TYPE_CHECKING:
     from miniguest.deploy.topology import Disk, Guest, Topology
 
 SECTOR = 512                            # bytes
 MEMORY = range(16, 3072 + 1)            # MiB: enough for SeaBIOS, and below the PCI hole
+BOOT = "cn"
 VDEVS = ("hda", "hdb", "hdc", "hdd")    # what the two channels of a PIIX3 can hold
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
@@ -29,8 +31,10 @@ def check(topology: Topology, file: Path) -> Topology:
     checker.name("name", topology.name)
     if not topology.guest:
         checker.fail("guest", "at least one [[guest]] is needed")
-    guests = tuple(checker.guest(f"guest[{i}]", guest) for i, guest in enumerate(topology.guest))
-    return msgspec.structs.replace(topology, guest=guests)
+    network = NetworkChecker(file, topology)
+    links = network.links()
+    guests = tuple(checker.guest(f"guest[{i}]", guest, network) for i, guest in enumerate(topology.guest))
+    return msgspec.structs.replace(topology, guest=guests, link=links)
 
 
 def as_name(text: str) -> str:
@@ -94,19 +98,27 @@ class _Checker:
         if not NAME.fullmatch(name):
             self.fail(key, f"{name!r} is no name: 1 to 32 letters, digits, '.', '_' or '-', a letter or digit first")
 
-    def guest(self, key: str, guest: Guest) -> Guest:
+    def guest(self, key: str, guest: Guest, network: NetworkChecker) -> Guest:
         self.name(f"{key}.name", guest.name)
         if (other := self.guests.setdefault(guest.name, key)) != key:
             self.fail(f"{key}.name", f"{guest.name!r} is the name of {other} already")
         if guest.memory not in MEMORY:
             self.fail(f"{key}.memory", f"{guest.memory} MiB: give {MEMORY.start} to {MEMORY.stop - 1}")
         self.vcpus(f"{key}.vcpus", guest.vcpus)
+        self.boot(f"{key}.boot", guest)
         return msgspec.structs.replace(
             guest,
             firmware=str(self.firmware(f"{key}.firmware", guest.firmware)),
             serial=self.serial(f"{key}.serial", guest.serial),
             disk=self.disks(f"{key}.disk", guest.disk),
+            vif=network.vifs(f"{key}.vif", guest.name, guest.vif),
         )
+
+    def boot(self, key: str, guest: Guest) -> None:
+        if not guest.boot or set(guest.boot) - set(BOOT) or len(set(guest.boot)) < len(guest.boot):
+            self.fail(key, f'{guest.boot!r} is no boot order: give "c" (disk), "n" (network), "cn" or "nc"')
+        if "n" in guest.boot and not any(vif.rom != "none" for vif in guest.vif):
+            self.fail(key, f"{guest.boot!r} needs a vif with an option ROM to boot from")
 
     def vcpus(self, key: str, vcpus: int) -> None:
         if vcpus < 1:

@@ -80,6 +80,26 @@ class Disk(msgspec.Struct, frozen=True):
     bytes_written: int
 
 
+class Vif(msgspec.Struct, frozen=True):
+    """What crossed one vif, tx being what the guest sent, and what its card cost.
+
+    exits_idle: accesses to the card's registers that were polling which found nothing; exits_work: all others, and
+    elements_work their elements. The card's PCI configuration space and ROM are not in it.
+    """
+
+    model: str
+    mac: str
+    link: str
+    tx_packets: int
+    rx_packets: int
+    tx_bytes: int
+    rx_bytes: int
+    exits_work: int
+    exits_idle: int
+    elements_work: int
+    interrupts: int
+
+
 class Guest(msgspec.Struct, frozen=True):
     """One guest's run. `device_model` is where it ran; `console` what came out of the serial line."""
 
@@ -91,6 +111,7 @@ class Guest(msgspec.Struct, frozen=True):
     console: str
     exits: Exits
     disks: tuple[Disk, ...]
+    vifs: tuple[Vif, ...] = ()
 
 
 class Ring(msgspec.Struct, frozen=True):
@@ -129,7 +150,7 @@ def to_json(result: RunResult) -> bytes:
 
 
 def print_tables(result: RunResult, console: Console) -> None:
-    """Exits by device and kind of each guest, and exits per disk request."""
+    """Exits by device and kind of each guest, and exits per disk request and per packet."""
     for guest in result.guests:
         console.print()
         console.print(f"{result.topology}/{guest.name}: {guest.exits.total} exits, ended by {guest.ended}, "
@@ -137,6 +158,8 @@ def print_tables(result: RunResult, console: Console) -> None:
         console.print(_exit_table(guest.exits))
         if guest.disks:
             console.print(_disk_table(guest))
+        if guest.vifs:
+            console.print(_vif_table(guest))
 
 
 def _exit_table(exits: Exits) -> Table:
@@ -175,6 +198,20 @@ def _disk_table(guest: Guest) -> Table:
     # Exits belong to the guest, not to one of its disks: an IDE channel holds two.
     table.add_row("all", str(requests), _bytes(read), _bytes(written), _ratio(guest.exits.total, requests),
                   _ratio(ide, requests))
+    return table
+
+
+def _vif_table(guest: Guest) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Vif", no_wrap=True)
+    for name in ("Sent", "Received", "Exits", "Exits/packet", "Exits/KiB", "Elements", "Idle exits", "Interrupts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for vif in guest.vifs:
+        packets, count = vif.tx_packets + vif.rx_packets, vif.tx_bytes + vif.rx_bytes
+        table.add_row(
+            vif.model, str(vif.tx_packets), str(vif.rx_packets), str(vif.exits_work), _ratio(vif.exits_work, packets),
+            _ratio(vif.exits_work << 10, count), str(vif.elements_work), str(vif.exits_idle), str(vif.interrupts),
+        )
     return table
 
 

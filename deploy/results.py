@@ -1,10 +1,13 @@
 """Collects what a run left in its runtime directory into the report: exits, disks, rings, console."""
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 from miniguest.deploy import report
 from miniguest.deploy.toolstack import VDEVS, console_copy
 from miniguest.deploy.topology import Guest
+from miniguest.frontend.network_card import card_names
+from miniguest.ring.card_counters import card_counters_path, read_card_counters
 from miniguest.ring.exits import ExitRow, exits_path, read_exits
 from miniguest.ring.statistics import read_statistics, statistics_path
 
@@ -16,10 +19,25 @@ def guest_report(runtime: Path, guest: Guest, domid: int, stub: int, ended: repo
     for disk in guest.disk:
         counted = read_statistics(statistics_path(runtime, "vbd", stub, VDEVS[disk.vdev]))
         disks.append(report.Disk(counted["requests"], counted["bytes_read"], counted["bytes_written"]))
+    exits = report.Exits.of_rows(rows)
     return report.Guest(
         name=guest.name, domid=domid, engine="unicorn", device_model="domain", ended=ended,
-        console=_console(runtime, stub), exits=report.Exits.of_rows(rows), disks=tuple(disks),
+        console=_console(runtime, stub), exits=exits, disks=tuple(disks),
+        vifs=tuple(_vifs(runtime, guest, domid, stub, exits)),
     )
+
+
+def _vifs(runtime: Path, guest: Guest, domid: int, stub: int, exits: report.Exits) -> Iterator[report.Vif]:
+    for handle, (vif, name) in enumerate(zip(guest.vif, card_names([vif.model for vif in guest.vif]), strict=True)):
+        counted = read_vif_statistics(statistics_path(runtime, "vif", stub, handle))
+        from miniguest.ring.statistics import read_vif_statistics
+        card = read_card_counters(card_counters_path(runtime, domid, handle))
+        all_of_it = exits.by_device.get(name, report.Count(0, 0))
+        yield report.Vif(
+            model=vif.model, mac=vif.mac, link=vif.link, tx_packets=counted["tx_packets"], rx_packets=counted["rx_packets"],
+            tx_bytes=counted["tx_bytes"], rx_bytes=counted["rx_bytes"], exits_work=all_of_it.exits - card["idle"],
+            exits_idle=card["idle"], elements_work=all_of_it.elements - card["idle"], interrupts=card["interrupts"],
+        )
 
 
 def ring_reports(runtime: Path, guest: Guest, stub: int) -> list[report.Ring]:
@@ -31,6 +49,14 @@ def ring_reports(runtime: Path, guest: Guest, stub: int) -> list[report.Ring]:
             name=f"{guest.name}/{disk.vdev}", kind="blkif", requests=counted["requests"], responses=counted["responses"],
             notifications_sent=counted["notifications_sent"], notifications_saved=counted["notifications_saved"],
         ))
+    for handle in range(len(guest.vif)):
+        counted = read_vif_statistics(statistics_path(runtime, "vif", stub, handle))
+        for way in ("tx", "rx"):
+            rings.append(report.Ring(
+                name=f"{guest.name}/vif{handle}-{way}", kind="netif", requests=counted[f"{way}_requests"],
+                responses=counted[f"{way}_responses"], notifications_sent=counted[f"{way}_notifications_sent"],
+                notifications_saved=counted[f"{way}_notifications_saved"],
+            ))
     return rings
 
 

@@ -20,6 +20,7 @@ from miniguest.backend.xenstored import process as xenstored
 from miniguest.deploy import firmware, report
 from miniguest.deploy.children import Child, Children
 from miniguest.deploy.errors import ProcessDied
+from miniguest.deploy.network import link_config
 from miniguest.deploy.results import guest_report, ring_reports
 from miniguest.deploy.toolstack import Toolstack
 from miniguest.deploy.topology import Guest, Topology
@@ -99,6 +100,10 @@ class Supervisor:
         self.toolstack.create_dom0()
         self._spawn_ready("xenstored", lambda ready: self._xenstored(ready))
         self._spawn("blkback", 0, 1, blkback.main)
+        links = {name: link_config(link) for name, link in self._topology.link.items()}
+        if links:
+            from miniguest.backend.netback import process as netback
+            self._spawn("netback", 0, 3, lambda process: netback.main(process, links))
         self._spawn("console", 0, 2, lambda process: console_backend.main(process, self._console_fd), keep_stdin=True)
         os.close(self._console_fd)
         self.store = Xenstore(SocketTransport(self._runtime / XENSTORED_SOCKET))
@@ -120,7 +125,7 @@ class Supervisor:
     def _start_guest(self, guest: Guest, domid: int, stub: int) -> None:
         self._progress(f"{guest.name}: domain {domid}, mini-guest domain {stub}")
         bios = firmware.find(guest.firmware, Path())
-        self.toolstack.create_guest(self.store, guest, domid, stub)
+        self.toolstack.create_guest(self.store, guest, domid, stub, self._topology.link)
         alone = len(self._topology.guest) == 1
         on_stdio = [other for other in self._topology.guest if other.serial == "stdio"]
         self.toolstack.add_console(
@@ -263,8 +268,8 @@ class Supervisor:
         """Those in front first, so that what they still have to say is heard."""
         self._children.stop([running.mini_guest for running in self._guests], STOP_SECONDS)
         by_name = {child.name: child for child in self._children.all}
-        for names in (("blkback", "console"), ("xenstored",), ("hypervisor",)):
-            self._children.stop([by_name[name] for name in names], STOP_SECONDS)
+        for names in (("blkback", "netback", "console"), ("xenstored",), ("hypervisor",)):
+            self._children.stop([by_name[name] for name in names if name in by_name], STOP_SECONDS)
 
     def kill(self) -> None:
         """End whatever still runs, soon."""

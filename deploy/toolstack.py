@@ -1,8 +1,10 @@
 """The toolstack: makes domains and their devices, as xl does. Hypercalls and xenstore, nothing else."""
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from miniguest.deploy.topology import Disk, Guest
+from miniguest.deploy import option_rom
+from miniguest.deploy.topology import Disk, Guest, Link, Vif
 from miniguest.ring.abi.hvm_params import (
     HVM_PARAM_CONSOLE_EVTCHN,
     HVM_PARAM_CONSOLE_PFN,
@@ -13,12 +15,14 @@ from miniguest.ring.abi.hvm_params import (
 )
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.hypercalls import Hypercalls
-from miniguest.ring.memory import FRAME_SIZE, SPECIAL, domain_directory
+from miniguest.ring.memory import FRAME_SIZE, SPECIAL, Memory, domain_directory
 from miniguest.ring.xenbus import write_keys
 from miniguest.ring.xenstore import Xenstore
+from miniguest.ring.xenstore.client import Value
 
 MIB: Final = 1 << 20
 STUB_MEMORY: Final = 16 * MIB           # of a mini-guest: rings and the pages of requests under way
+VIF_MEMORY: Final = 3 * MIB             # and for each of its vifs: both rings' buffers
 DOM0_MEMORY: Final = MIB
 VDEVS: Final = {"hda": 768, "hdb": 832, "hdc": 5632, "hdd": 5696}      # Linux device numbers, as xl writes them
 STUB_SUFFIX: Final = "-dm"
@@ -35,18 +39,27 @@ class Toolstack:
         """dom0, before any of its processes starts."""
         self._call("create_domain", domid=0, name="Domain-0", ram_frames=DOM0_MEMORY // FRAME_SIZE)
 
-    def create_guest(self, store: Xenstore, guest: Guest, domid: int, stub: int) -> None:
+    def create_guest(self, store: Xenstore, guest: Guest, domid: int, stub: int, links: Mapping[str, Link]) -> None:
         """An HVM guest and its mini-guest, with everything in xenstore that their processes look for."""
         self.create_domain(store, domid, guest.name, guest.memory * MIB)
-        self.create_domain(store, stub, guest.name + STUB_SUFFIX, STUB_MEMORY)
+        self.create_domain(store, stub, guest.name + STUB_SUFFIX, STUB_MEMORY + len(guest.vif) * VIF_MEMORY)
         self._call("create_ioreq_server", domid=domid, dm_domid=stub, vcpus=guest.vcpus)
         self._set_params(domid, guest.memory * MIB // FRAME_SIZE, {HVM_PARAM_DM_DOMAIN: stub})
         store.set_target(stub, domid)
         path = f"/local/domain/{stub}/device-model/{domid}"
         store.write(path, "")
         store.set_perms(path, [f"n{stub}", "r0"])
+        store.write(f"{path}/boot", guest.boot)
         for disk in guest.disk:
             self.add_disk(store, stub, disk)
+        memory = Memory(domain_directory(self._runtime, domid) / "memory")
+        frame = memory.special("roms")
+        for handle, vif in enumerate(guest.vif):
+            self.add_vif(store, stub, handle, vif, links[vif.link])
+            image = option_rom.read(Path(vif.rom)) if vif.rom else b""
+            write_keys(store, f"{path}/card/{handle}", {"model": vif.model, "rom-frame": frame, "rom-size": len(image)})
+            frame = _place_rom(memory, frame, image)
+        memory.close()
 
     def create_domain(self, store: Xenstore, domid: int, name: str, memory: int) -> None:
         """A domain of `memory` bytes of RAM, its ports for xenstore and console, and its directory in xenstore."""
@@ -77,25 +90,35 @@ class Toolstack:
     def add_disk(self, store: Xenstore, domid: int, disk: Disk) -> None:
         """A vbd: both directories, each readable by the other end, in one transaction."""
         device = VDEVS[disk.vdev]
-        front = f"/local/domain/{domid}/device/vbd/{device}"
-        back = f"/local/domain/0/backend/vbd/{domid}/{device}"
+        self._add_device(store, "vbd", domid, device, {"virtual-device": device, "device-type": "disk"}, {
+            "bootable": 1, "dev": disk.vdev, "type": "phy", "mode": "r" if disk.access == "ro" else "w",
+            "device-type": "disk", "removable": 0, "params": str(disk.image),
+        })
+
+    def add_vif(self, store: Xenstore, domid: int, handle: int, vif: Vif, link: Link) -> None:
+        """A vif: both directories, each readable by the other end, in one transaction."""
+        both: dict[str, Value] = {"handle": handle, "mac": vif.mac, "mtu": link.mtu}
+        rate: dict[str, Value] = {"rate": vif.rate} if vif.rate else {}
+        self._add_device(store, "vif", domid, handle, both, {**both, "bridge": vif.link, "type": "vif", **rate})
+
+    def _add_device(
+        self, store: Xenstore, kind: str, domid: int, device: int, front_keys: Mapping[str, Value], back_keys: Mapping[str, Value]
+    ) -> None:
+        """Both directories of a device, each readable by the other end, in one transaction."""
+        front = f"/local/domain/{domid}/device/{kind}/{device}"
+        back = f"/local/domain/0/backend/{kind}/{domid}/{device}"
         with store.transaction() as t:
             for path, perms in ((front, [f"n{domid}", "r0"]), (back, ["n0", f"r{domid}"])):
                 t.write(path, "")
                 t.set_perms(path, perms)
-            write_keys(t, front, {
-                "backend": back, "backend-id": 0, "state": int(XenbusState.Initialising), "virtual-device": device,
-                "device-type": "disk",
-            })
+            write_keys(t, front, {"backend": back, "backend-id": 0, "state": int(XenbusState.Initialising), **front_keys})
             write_keys(t, back, {
-                "frontend-id": domid, "online": 1, "bootable": 1, "dev": disk.vdev,
-                "type": "phy", "mode": "r" if disk.access == "ro" else "w", "device-type": "disk", "removable": 0,
-                "params": str(disk.image), "state": int(XenbusState.Initialising), "frontend": front,
+                "frontend-id": domid, "online": 1, **back_keys, "state": int(XenbusState.Initialising), "frontend": front,
             })
 
     def release_guest(self, store: Xenstore, domid: int, stub: int) -> None:
         """A guest has ended: its devices go, and whoever watches @releaseDomain hears of it. Its memory stays."""
-        for kind in ("vbd", "console"):
+        for kind in ("vbd", "vif", "console"):
             path = f"/local/domain/0/backend/{kind}/{stub}"
             if store.exists(path):
                 store.rm(path)
@@ -116,3 +139,12 @@ class Toolstack:
 def console_copy(runtime: Path, stub: int) -> Path:
     """Where everything that a mini-guest's console printed is kept while the topology lives."""
     return domain_directory(runtime, stub) / "console"
+
+
+def _place_rom(memory: Memory, frame: int, image: bytes) -> int:
+    """Put an image into the frames from `frame` on, ones behind it; the next free frame."""
+    if not image:
+        return frame
+    count = option_rom.frames(image)
+    memory.frames(frame, count)[:] = image.ljust(count * FRAME_SIZE, b"\xff")
+    return frame + count

@@ -1,4 +1,4 @@
-"""Topology files: which guests, with which disks.
+"""Topology files: which guests, with which disks and network interfaces, and what links those.
 
     name = "first-light"
     doorbell = "zmq"             # zmq | fifo: what rings for a process that sleeps
@@ -9,8 +9,17 @@
     engine = "auto"              # auto | unicorn
     firmware = "seabios"         # found where distributions put it, or a path
     serial = "stdio"             # or "pty", or a file; lines of several guests on stdio begin with the guest's name
-    boot = "c"                   # the first hard disk
+    boot = "c"                   # in what order: c hard disks, n network
     disk = [{ image = "grub.img", vdev = "hda", access = "rw", format = "raw" }]
+    vif = [{ model = "e1000", mac = "00:16:3e:00:00:01", link = "lan0", rom = "auto", rate = "100Mb/s" }]
+    [link.lan0]
+    kind = "switch"              # switch | tap | pcap | socket | null
+    mtu = 1500
+    capture = "lan0.pcap"        # everything that crosses the link
+
+The model is rtl8139, e1000 or ne2k_pci; the option ROM "auto" (iPXE's, where distributions put it), "none" or a path. A tap
+has a `device` and may have an `address`; a pcap has a `file` to write, a `replay` to read, or both; a socket, which speaks
+QEMU's stream protocol, has a `path` or an `address`.
 
 TOML; the words are xl.cfg's where it has them. Relative paths start at the topology file's directory.
 """
@@ -19,7 +28,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -29,9 +38,11 @@ from miniguest.deploy.errors import TopologyError
 Access = Literal["rw", "ro"]
 Format = Literal["raw"]
 Engine = Literal["auto", "unicorn"]
-Boot = Literal["c"]
 Doorbell = Literal["zmq", "fifo"]
-_CHOICES = {"access": Access, "format": Format, "engine": Engine, "boot": Boot, "doorbell": Doorbell}
+Model = Literal["rtl8139", "e1000", "ne2k_pci"]
+Kind = Literal["switch", "tap", "pcap", "socket", "null"]
+_CHOICES = {"access": Access, "format": Format, "engine": Engine, "doorbell": Doorbell, "model": Model, "kind": Kind}
+_T = TypeVar("_T", bound=msgspec.Struct)
 SIZE_MAX = 1 << 20          # bytes of a topology file
 
 
@@ -44,6 +55,30 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     format: Format = "raw"
 
 
+class Vif(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One network interface and the card that the guest sees. Once loaded, `mac` and `link` are not empty, `rom` is an
+    absolute path or empty, and `rate` is "BYTES,MICROSECONDS" or empty."""
+
+    model: Model = "e1000"
+    mac: str = ""
+    link: str = ""
+    rom: str = "auto"
+    rate: str = ""
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What vifs are plugged into. Files are absolute once loaded."""
+
+    kind: Kind = "switch"
+    mtu: int = 1500
+    device: str | None = None
+    address: str | None = None
+    file: Path | None = None
+    replay: Path | None = None
+    path: Path | None = None
+    capture: Path | None = None
+
+
 class Guest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One HVM guest. `memory` in MiB; `firmware` and a `serial` that is a file are absolute once loaded."""
 
@@ -53,8 +88,9 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     engine: Engine = "auto"
     firmware: str = "seabios"
     serial: str = "stdio"
-    boot: Boot = "c"
+    boot: str = "c"
     disk: tuple[Disk, ...] = ()
+    vif: tuple[Vif, ...] = ()
 
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +99,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     guest: tuple[Guest, ...]
     name: str = ""
     doorbell: Doorbell = "zmq"
+    link: dict[str, Link] = {}
 
     @property
     def memory(self) -> int:
@@ -100,10 +137,20 @@ def parse(file: Path, text: str) -> Topology:
     except tomllib.TOMLDecodeError as error:
         message, where = _toml_error(str(error), text)
         raise TopologyError(file, where, f"not TOML: {message}") from None
+    links = tables.get("link")
+    if isinstance(links, dict):
+        # One by one: msgspec does not say under which name of a table it found something wrong.
+        for name, link in links.items():
+            _convert(file, link, Link, f"link.{name}")
+    return _convert(file, tables, Topology)
+
+
+def _convert(file: Path, tables: Any, kind: type[_T], prefix: str = "") -> _T:
     try:
-        return msgspec.convert(tables, Topology, dec_hook=_decode)
+        return msgspec.convert(tables, kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        raise TopologyError(file, *_explain(str(error))) from None
+        key, message = _explain(str(error), kind)
+        raise TopologyError(file, _join(prefix, key) if prefix and key else prefix or key, message) from None
 
 
 def _read(file: Path) -> str:
@@ -147,16 +194,16 @@ def _toml_error(error: str, text: str) -> tuple[str, str]:
 _TYPES = {"str": "a string", "int": "an integer", "array": "a list", "object": "a table", "float": "a fraction",
           "bool": "true or false", "datetime": "a date", "date": "a date", "time": "a time", "list": "a list",
           "dict": "a table"}
-_KEYS: dict[str, type[msgspec.Struct]] = {"": Topology, "guest": Guest, "disk": Disk}
+_KEYS: dict[str, type[msgspec.Struct]] = {"guest": Guest, "disk": Disk, "vif": Vif}
 
 
-def _explain(error: str) -> tuple[str, str]:
-    """The key and the message of a msgspec error, in words for whoever wrote the file."""
+def _explain(error: str, kind: type[msgspec.Struct]) -> tuple[str, str]:
+    """The key and the message of a msgspec error about a `kind`, in words for whoever wrote the file."""
     message, _, where = error.partition(" - at `$")
     path = where.rstrip("`").lstrip(".")
     word = re.sub(r"\[.*", "", path.rpartition(".")[2])
     if match := re.match(r"Object contains unknown field `(.*)`", message):
-        known = ", ".join(_KEYS[word].__struct_fields__)
+        known = ", ".join(_KEYS.get(word, kind).__struct_fields__)
         return _join(path, match[1]), f"unknown key: known are {known}"
     if match := re.match(r"Object missing required field `(.*)`", message):
         return _join(path, match[1]), "missing: it must be given"

@@ -19,22 +19,24 @@ log = logging.getLogger(__name__)
 class Claims(Protocol):
     """Who is told what ranges this bus answers: the hypervisor, so that their exits come here.
 
-    map: HypercallError when some of the range is another's.
+    map: HypercallError when some of the range is another's. frame: the first frame that the guest reads there instead.
     """
 
-    def map(self, kind: int, start: int, end: int, name: str) -> None: ...
+    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0) -> None: ...
     def unmap(self, kind: int, start: int, end: int) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class Attached:
-    """A device on the bus. `lines`: (interrupt line, its level now) for each line that it drives."""
+    """A device on the bus. `lines`: (interrupt line, its level now) for each line that it drives. `settled`: called after
+    each access and change, for what the device does besides."""
 
     name: str
     device: Device
     lines: tuple[tuple[int, Callable[[], bool]], ...] = ()
     deadline: Callable[[], int | None] | None = None
     tick: Callable[[], None] | None = None
+    settled: Callable[[], None] | None = None
     timer: Timer | None = None
     due: int | None = None
 
@@ -87,20 +89,22 @@ class Bus:
     def add(
         self, name: str, device: Device, *lines: tuple[int, Callable[[], bool]],
         deadline: Callable[[], int | None] | None = None, tick: Callable[[], None] | None = None,
+        settled: Callable[[], None] | None = None,
     ) -> Attached:
         """A device with its interrupt lines and its clockwork; where it answers is said by `attach`."""
-        attached = Attached(name, device, lines, deadline, tick)
+        attached = Attached(name, device, lines, deadline, tick, settled)
         self._attached.append(attached)
         self._settle(attached)
         return attached
 
-    def attach(self, kind: int, start: int, count: int, attached: Attached, window: Device | None = None) -> bool:
+    def attach(self, kind: int, start: int, count: int, attached: Attached, window: Device | None = None, frame: int = 0) -> bool:
         """`attached` answers `count` ports or bytes from `start` on, through `window` when that is given.
 
+        frame: where the guest may read the same without asking (see miniguest.ring.ranges).
         False when it cannot, for another device does: a guest may put a PCI function's range anywhere.
         """
         try:
-            self._claims.map(kind, start, start + count - 1, attached.name)
+            self._claims.map(kind, start, start + count - 1, attached.name, frame)
         except HypercallError as error:
             log.warning("%s", error)
             return False
@@ -199,6 +203,8 @@ class Bus:
             return                      # it was on the bus before a reset
         for line, level in attached.lines:
             self._lines.drive(line, attached.name, level())
+        if attached.settled:
+            attached.settled()
         if attached.deadline is None:
             return
         due = attached.deadline()

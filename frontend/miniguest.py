@@ -6,11 +6,12 @@ import logging
 import time
 from typing import Final
 
-from miniguest.frontend.blkfront import Blkfront
-from miniguest.frontend.blkfront_xenbus import BlkfrontDevice
 from miniguest.frontend.bus import MEMORY, PORT, Bus, InterruptLines
 from miniguest.frontend.consfront import Consfront
 from miniguest.frontend.devices.device import Disk
+from miniguest.frontend.netfront import Netfront
+from miniguest.frontend.network_card import CardPlan
+from miniguest.frontend.own_devices import connect_disks, connect_vifs
 from miniguest.frontend.pages import Pages
 from miniguest.frontend.pc import Pc, Surroundings
 from miniguest.ring import _core
@@ -24,16 +25,17 @@ from miniguest.ring.abi.ioreq import (
     STATE_IORESP_READY,
 )
 from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
+from miniguest.ring.card_counters import CardCounters, card_counters_path
 from miniguest.ring.events import Port
 from miniguest.ring.grants import Grants
 from miniguest.ring.lines import LineDriver
-from miniguest.ring.memory import Memory
+from miniguest.ring.memory import FRAME_SIZE, Memory
+from miniguest.ring.messages import MessageSender
 from miniguest.ring.modified import ModifiedWriter
 from miniguest.ring.process import Process
-from miniguest.ring.xenstore import Xenstore
+from miniguest.ring.xenbus import Keys
 
 SPACES: Final = {IOREQ_TYPE_PIO: PORT, IOREQ_TYPE_COPY: MEMORY}
-VDEVS: Final = {768: "hda", 832: "hdb", 5632: "hdc", 5696: "hdd"}      # Linux device numbers, as xl writes them
 DRAIN_SECONDS: Final = 1.0
 SIZES: Final = {PORT: (1, 2, 4), MEMORY: (1, 2, 4, 8)}
 MAX_ELEMENTS: Final = 1 << 20
@@ -67,9 +69,9 @@ class HypervisorClaims:
         self._call = process.hypercalls.call
         self._target = target
 
-    def map(self, kind: int, start: int, end: int, name: str) -> None:
+    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0) -> None:
         """Claim a range."""
-        self._call("map_io_range", domid=self._target, kind=kind, start=start, end=end, name=name)
+        self._call("map_io_range", domid=self._target, kind=kind, start=start, end=end, name=name, frame=frame)
 
     def unmap(self, kind: int, start: int, end: int) -> None:
         """Give it up."""
@@ -86,6 +88,7 @@ class MiniGuest:
         self._slots = [_core.IoreqSlot(memory.frame(memory.special("ioreq")), index) for index in range(vcpus)]
         self._ports = [self._bind_ioreq(memory, index) for index in range(vcpus)]
         self._line_driver = LineDriver(memory.frame(memory.special("irq_lines")))
+        self._messages = MessageSender(memory.frame(memory.special("irq_lines")))
         self._answering = False
         self._resetting = False
         own = process.memory(process.domid)
@@ -93,22 +96,36 @@ class MiniGuest:
         self._pages = Pages(own)
         self._grants = Grants(own)
         self.disks = connect_disks(process, self.store, self._pages, self._grants)
+        vifs = connect_vifs(process, self.store, self._pages, self._grants)
+        self._cards = [self._plan_card(memory, handle, vif) for handle, vif in sorted(vifs.items())]
+        self._boot = self.store.read_text(f"device-model/{target}/boot")
         self._target_memory = TargetMemory(memory)
         self._console = self._connect_console(own)
         self._lines = InterruptLines(self._set_line)
         self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, process.loop, time.monotonic_ns)
         self._vcpus = vcpus
         self.pc = self._make_pc()
+        for vif in vifs.values():
+            vif.start()
+
+    def _plan_card(self, memory: Memory, handle: int, vif: Netfront) -> CardPlan:
+        keys = Keys(self.store, f"device-model/{self._target}/card/{handle}")
+        frame, size = keys.number("rom-frame"), keys.number("rom-size")
+        rom = bytes(memory.frames(frame, -(-size // FRAME_SIZE))[:size]) if size else b""
+        counters = CardCounters(card_counters_path(self._process.runtime, self._target, handle))
+        return CardPlan(keys.text("model"), vif, counters, rom, frame)
 
     def _make_pc(self) -> Pc:
         disks: dict[str, Disk] = dict(self.disks)
-        return Pc(self._surroundings(), self._process.memory(self._target).ram_size, self._vcpus, disks)
+        ram_size = self._process.memory(self._target).ram_size
+        return Pc(self._surroundings(), ram_size, self._vcpus, disks, self._cards, self._boot)
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
             bus=self._bus, lines=self._lines, memory=self._target_memory, clock=time.monotonic_ns, wall=time.time,
             power_off=lambda: self._shutdown(SHUTDOWN_poweroff), reset=self._reset,
             console=self._console.send, debug=lambda line: console_log.info("%s", line.decode("latin-1").rstrip()),
+            message=self._send_message,
         )
 
     def _reset(self) -> None:
@@ -202,34 +219,16 @@ class MiniGuest:
         if self._line_driver.set(line, level) and not self._answering:
             self._ports[0].notify()
 
+    def _send_message(self, vector: int) -> None:
+        self._messages.send(vector)
+        if not self._answering:
+            self._ports[0].notify()
+
     def drain(self) -> None:
         """Get rid of the console's last words."""
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._console.pending and time.monotonic() < deadline:
             self._process.loop.turn(0.05)
-
-
-def connect_disks(process: Process, store: Xenstore, pages: Pages, grants: Grants) -> dict[str, Blkfront]:
-    """Connect every vbd of the domain; wait until each is there, or cannot be. By vdev."""
-    disks: dict[str, Blkfront] = {}
-    waiting: set[int] = set()
-    for name in store.directory("device/vbd") if store.exists("device/vbd") else []:
-        number = int(name)
-        waiting.add(number)
-
-        def ready(disk: Blkfront, number: int = number) -> None:
-            disks[VDEVS[number]] = disk
-            waiting.discard(number)
-
-        def lost(reason: str, number: int = number) -> None:
-            log.error("vbd %d: %s", number, reason)
-            waiting.discard(number)
-
-        device = BlkfrontDevice(process, store, f"device/vbd/{name}", pages, grants, ready, lost)
-        process.undo.callback(device.close)
-    while waiting and not process.loop.stopping:
-        process.loop.turn()
-    return disks
 
 
 def main(process: Process, target: int, vcpus: int) -> None:

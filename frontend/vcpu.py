@@ -27,6 +27,7 @@ from miniguest.ring.exits import UNCLAIMED, ExitCounters, ExitKind, exits_path
 from miniguest.ring.lines import LineWatcher
 from miniguest.ring.loop import DOORBELL, PENDING
 from miniguest.ring.memory import FRAME_SIZE, SHUTDOWN_OFFSET
+from miniguest.ring.messages import MessageWatcher
 from miniguest.ring.modified import ModifiedReader
 from miniguest.ring.process import Process
 from miniguest.ring.ranges import MEMORY, PORT, Ranges
@@ -76,6 +77,7 @@ class Vcpu:
         self._cpu_rows: dict[tuple[ExitKind, int], int] = {}
         self._ranges = Ranges(memory.frame(memory.special("ranges")))
         self._lines = LineWatcher(memory.frame(memory.special("irq_lines")))
+        self._messages = MessageWatcher(memory.frame(memory.special("irq_lines")))
         self._modified = ModifiedReader(memory.frame(memory.special("modified")))
         self._platform = Platform(now_ns)
         ioreq_page = memory.frame(memory.special("ioreq"))
@@ -85,13 +87,20 @@ class Vcpu:
         self._loop.on_port(self._port, lambda: None)
         self.engine: Engine = UnicornEngine(memory.map, memory.ram_size, firmware, self, self._upcall.pending_address)
         self._ranges.refresh()
+        self._show_memory()
 
     # -- exits
     def _route(self, kind: ExitKind, address: int, size: int) -> Route:
         if self._ranges.refresh():
             self._routes = {key: route for key, route in self._routes.items() if route.device}
+            self._show_memory()
         route = self._routes.get((kind, address, size))
         return route or self._new_route(kind, address, size)
+
+    def _show_memory(self) -> None:
+        self.engine.show_memory([
+            (item.start, item.frame * FRAME_SIZE, item.end + 1 - item.start) for item in self._ranges.read_only_memory()
+        ])
 
     def _new_route(self, kind: ExitKind, address: int, size: int) -> Route:
         local = self._platform.find(SPACE[kind], address)
@@ -213,6 +222,8 @@ class Vcpu:
         """Take up what device models did: lines they drove, frames they wrote, a shutdown they asked for."""
         for line, level in self._lines.changes():
             self._platform.pic.set_line(line, level)
+        for vector in self._messages.take():
+            self._platform.lapic.deliver(vector)
         modified = self._modified.take()
         if modified is None:
             self.engine.forget_all_code()

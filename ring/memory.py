@@ -12,6 +12,8 @@ RAM comes first; the special frames follow it, so that nothing in the guest's ow
     irq_lines        levels of the interrupt lines that device models drive (miniguest.ring.lines)
     modified         frames that a device model wrote to (miniguest.ring.modified), XEN_DMOP_modified_memory's task
     grants           64 frames of grant_entry_v1
+    roms             256 frames for what device models let the guest read without an exit: option ROMs, say. A range of
+                     `ranges` names the first of its frames
 """
 import mmap
 import os
@@ -23,6 +25,7 @@ from miniguest.ring._core import Frames
 
 FRAME_SIZE: Final = 4096
 GRANT_FRAMES: Final = 64
+ROM_FRAMES: Final = 256
 SPECIAL: Final = {
     name: index
     for index, name in enumerate(
@@ -30,7 +33,8 @@ SPECIAL: Final = {
          "grants")
     )
 }
-SPECIAL_FRAMES: Final = len(SPECIAL) - 1 + GRANT_FRAMES
+SPECIAL["roms"] = SPECIAL["grants"] + GRANT_FRAMES
+SPECIAL_FRAMES: Final = SPECIAL["roms"] + ROM_FRAMES
 SHUTDOWN_OFFSET: Final = 3584           # in hypervisor_info, behind struct shared_info: u32, 0 or 1 + a SHUTDOWN_ reason
 
 
@@ -66,7 +70,7 @@ class Memory:
         return cls(path)
 
     def special(self, name: str) -> int:
-        """The frame number of a special frame (the first one, for "grants")."""
+        """The frame number of a special frame (the first one, for "grants" and "roms")."""
         return self.ram_frames + SPECIAL[name]
 
     def frame(self, number: int) -> memoryview:

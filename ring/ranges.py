@@ -2,7 +2,8 @@
 
 XEN_DMOP_map_io_range_to_ioreq_server's table (hvm/dm_op.h), with the device's name so that exits can be attributed.
 Layout: u64 version (odd while it is being written), u64 count, then entries of 40 bytes:
-start u64, end u64 (inclusive), kind u8 (0 port, 1 memory), server u8, name char[22].
+start u64, end u64 (inclusive), kind u8 (0 port, 1 memory), server u8, name char[18], frame u32. `frame` is not 0 for
+memory that the guest reads and executes without an exit: the first of the domain's frames that are to appear there.
 """
 import struct
 from bisect import bisect_right
@@ -14,20 +15,24 @@ from miniguest.ring.errors import PeerError
 
 PORT: Final = 0
 MEMORY: Final = 1
-_ENTRY: Final = struct.Struct("<QQBB22s")
+_ENTRY: Final = struct.Struct("<QQBB18sI")
 _START: Final = 16
 CAPACITY: Final = (4096 - _START) // _ENTRY.size
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Addresses `start` to `end`, both included, that `server` answers for the device `name`."""
+    """Addresses `start` to `end`, both included, that `server` answers for the device `name`.
+
+    With a `frame`, the guest finds read-only memory there, the domain's frames from that one on.
+    """
 
     kind: int
     start: int
     end: int
     name: str
     server: int = 0
+    frame: int = 0
 
     def overlaps(self, other: "Range") -> bool:
         """Whether both claim some address."""
@@ -41,8 +46,8 @@ def write_ranges(page: memoryview, ranges: list[Range]) -> None:
     version = _core.load64(page, 0)
     _core.store64(page, 0, version | 1)
     for index, item in enumerate(ranges):
-        name = item.name.encode("ascii", "replace")[:21]
-        _ENTRY.pack_into(page, _START + index * _ENTRY.size, item.start, item.end, item.kind, item.server, name)
+        name = item.name.encode("ascii", "replace")[:17]
+        _ENTRY.pack_into(page, _START + index * _ENTRY.size, item.start, item.end, item.kind, item.server, name, item.frame)
     _core.store64(page, 1, len(ranges))
     _core.store64(page, 0, (version | 1) + 1)
 
@@ -68,13 +73,17 @@ class Ranges:
         self.version = version
         for kind in (PORT, MEMORY):
             ranges = [
-                Range(kind, start, end, name.rstrip(b"\0").decode("ascii", "replace"), server)
-                for start, end, of, server, name in found if of == kind
+                Range(kind, start, end, name.rstrip(b"\0").decode("ascii", "replace"), server, frame)
+                for start, end, of, server, name, frame in found if of == kind
             ]
             ranges.sort(key=lambda item: item.start)
             self._ranges[kind][:] = ranges
             self._starts[kind][:] = [item.start for item in ranges]
         return True
+
+    def read_only_memory(self) -> list[Range]:
+        """The ranges that the guest reads without an exit."""
+        return [item for item in self._ranges[MEMORY] if item.frame]
 
     def find(self, kind: int, address: int) -> Range | None:
         """The range that holds an address; None when nobody claims it."""

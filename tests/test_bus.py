@@ -63,7 +63,7 @@ class World:
         self.lines = InterruptLines(lambda line, level: self.changes.append((line, level)))
         self.bus = Bus(self, self.lines, self, self, lambda: self.now)      # type: ignore[arg-type]
 
-    def map(self, kind: int, start: int, end: int, name: str) -> None:
+    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0) -> None:
         if any(k == kind and start <= e and s <= end for k, s, e in self.claimed):
             raise HypercallError("EEXIST", "claimed")
         self.claimed.append((kind, start, end))

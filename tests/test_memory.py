@@ -31,8 +31,10 @@ def test_there_is_one_of_a_path(memory: Memory, tmp_path: Path) -> None:
 
 
 def test_special_frames_follow_ram_and_do_not_overlap(memory: Memory) -> None:
-    frames = [memory.special(name) for name in SPECIAL]
-    assert frames == list(range(RAM_FRAMES, RAM_FRAMES + len(SPECIAL)))
+    frames = {name: memory.special(name) for name in SPECIAL}
+    assert frames.pop("roms") == RAM_FRAMES + SPECIAL_FRAMES - 256
+    assert list(frames.values()) == list(range(RAM_FRAMES, RAM_FRAMES + len(frames)))
+    assert frames["grants"] + 64 == memory.special("roms")
     assert memory.nr_frames == RAM_FRAMES + SPECIAL_FRAMES
     assert len(memory.info_pages) == 2 * FRAME_SIZE and len(memory.grant_entries) == 64 * FRAME_SIZE
 

@@ -29,7 +29,7 @@ def pc_files(
     """Files by name.
 
     `serial_port` is where SeaBIOS sends the text of int 10h (0 for nowhere); `boot_order` holds Open Firmware paths,
-    as `ide_path` makes them, most wanted first.
+    as `ide_path` and `nic_path` make them, most wanted first.
     """
     files = {"etc/e820": e820(memory_bytes), "etc/show-boot-menu": struct.pack("<Q", boot_menu)}
     if serial_port:
@@ -51,3 +51,8 @@ def e820(memory_bytes: int) -> bytes:
 def ide_path(channel: int, drive: int) -> str:
     """The boot order's path of an IDE disk on the PIIX3 at 00:01.1."""
     return f"/pci@i0cf8/ide@1,1/drive@{channel}/disk@{drive}"
+
+
+def nic_path(slot: int) -> str:
+    """The boot order's path of the option ROM of a network card on PCI bus 0."""
+    return f"/pci@i0cf8/ethernet@{slot:x}/ethernet-phy@0"

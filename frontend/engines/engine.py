@@ -76,5 +76,9 @@ class Engine(Protocol):
     def forget_all_code(self) -> None:
         """The same for all of RAM."""
 
+    def show_memory(self, pieces: list[tuple[int, int, int]]) -> None:
+        """From the next run on the guest finds read-only memory at these places, and nowhere else but in RAM and firmware:
+        (guest-physical address, offset in the shared mapping, bytes), whole pages. Callable from inside an exit."""
+
     def close(self) -> None:
         """Free it."""

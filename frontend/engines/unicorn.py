@@ -5,6 +5,7 @@ One vCPU: its locked instructions are not atomic between processes. No long mode
 
 import ctypes
 import mmap
+from collections.abc import Iterator
 from typing import Any, Final
 
 from unicorn import Uc, UcError
@@ -31,6 +32,17 @@ def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
+def _pieces_and_gaps(pieces: list[tuple[int, int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """(address, size) of every piece and of what is between them, from `start` to `end`."""
+    for address, _, size in pieces:
+        if start < address:
+            yield start, address - start
+        yield address, size
+        start = address + size
+    if start < end:
+        yield start, end - start
+
+
 class UnicornEngine:
     """A vCPU on Unicorn. ram: a shared mapping of at least `ram_size` bytes; firmware: the BIOS image; upcall: address of
     the byte that stops the guest when it is not 0."""
@@ -45,6 +57,8 @@ class UnicornEngine:
         self._firmware = firmware
         self._running = False
         self._forget_all = False
+        self._pieces: list[tuple[int, int, int]] = []       # memory shown to the guest in the holes: what is to be
+        self._shown: list[tuple[int, int, int]] = []        # and what is
         self._msrs: set[int] = set()
         self._uc = uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
         # A processor that does not promise the long mode that this engine does not have.
@@ -88,14 +102,32 @@ class UnicornEngine:
     # -- memory
     def _map_memory(self, ram: mmap.mmap, ram_size: int, firmware: bytes) -> None:
         self._anchor = (ctypes.c_char * len(ram)).from_buffer(ram)
-        base = ctypes.addressof(self._anchor)
+        self._base = base = ctypes.addressof(self._anchor)
+        self._holes = (VGA_HOLE, (ram_size, FOUR_GIB - len(firmware)))
         rom = FOUR_GIB - len(firmware)
         for start, end in ((0, VGA_HOLE[0]), (VGA_HOLE[1], ram_size)):
             self._uc.mem_map_ptr(start, end - start, uc_const.UC_PROT_ALL, base + start)
-        for start, end in (VGA_HOLE, (ram_size, rom)):
-            self._uc.mmio_map(start, end - start, self._mmio_read, start, self._mmio_write, start)
+        for start, end in self._holes:
+            self._map_hole(start, end)
         self._uc.mem_map(rom, len(firmware), uc_const.UC_PROT_READ | uc_const.UC_PROT_EXEC)
         self._uc.mem_write(rom, firmware)
+
+    def _map_hole(self, start: int, end: int) -> None:
+        if start < end:
+            self._uc.mmio_map(start, end - start, self._mmio_read, start, self._mmio_write, start)
+
+    def _show(self) -> None:
+        """Make the holes anew with the pieces in them. Unicorn would cut a region itself, but count its offsets anew."""
+        before, self._shown = self._shown, self._pieces
+        hole, end = self._holes[1]
+        for address, size in _pieces_and_gaps(before, hole, end):
+            self._uc.mem_unmap(address, size)
+        at = hole
+        for address, offset, size in self._pieces:
+            self._map_hole(at, address)
+            self._uc.mem_map_ptr(address, size, uc_const.UC_PROT_READ | uc_const.UC_PROT_EXEC, self._base + offset)
+            at = address + size
+        self._map_hole(at, end)
 
     def _mmio_read(self, _: Uc, offset: int, size: int, start: int) -> int:
         return self._handler.mmio_read(start + offset, size)
@@ -202,6 +234,8 @@ class UnicornEngine:
         if self.crash:                  # delivering an interrupt before this run was its end
             return Stop.CRASH
         watch = self._watch
+        if self._pieces != self._shown:
+            self._show()
         if self._forget_all:
             self._forget_all = False
             self._uc.ctl_flush_tb()
@@ -248,6 +282,18 @@ class UnicornEngine:
         """Drop every translated block; from inside an exit at the end of the block, which is one of them."""
         self._forget_all = True
         if self._running:
+            self.kick()
+
+    def show_memory(self, pieces: list[tuple[int, int, int]]) -> None:
+        """Show pieces of the shared mapping above RAM. One that overlaps something else stays what an exit answers."""
+        shown: list[tuple[int, int, int]] = []
+        at, end = self._holes[1]
+        for address, offset, size in sorted(pieces):
+            if at <= address and address + size <= end:
+                shown.append((address, offset, size))
+                at = address + size
+        self._pieces = shown
+        if self._running and shown != self._shown:
             self.kick()
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from miniguest.ring.grants import TRACK_ENTRIES, track_path
 from miniguest.ring.hypervisor.burial import Remains, grant_remains, raise_and_close
 from miniguest.ring.hypervisor.domain import Domain, Vcpu
 from miniguest.ring.hypervisor.event_channels import VCPUS, EventChannels
+from miniguest.ring.memory import FRAME_SIZE
 from miniguest.ring.ranges import MEMORY, PORT, Range, write_ranges
 from miniguest.ring.words import map_words
 
@@ -170,16 +171,27 @@ class Operations:
             ports.append(port)
         return ports
 
-    def map_io_range(self, domid: int, kind: int, start: int, end: int, name: str) -> None:
-        """XEN_DMOP_map_io_range_to_ioreq_server: `start` to `end`, both included. EEXIST when some of it is claimed."""
+    def map_io_range(self, domid: int, kind: int, start: int, end: int, name: str, frame: int = 0) -> None:
+        """XEN_DMOP_map_io_range_to_ioreq_server: `start` to `end`, both included. EEXIST when some of it is claimed.
+
+        frame: 0, or the first of the domain's `roms` frames that the guest is to read there (XENMEM_add_to_physmap).
+        """
         domain = self.channels.domain(domid)
-        new = Range(kind, start, end, name)
+        new = Range(kind, start, end, name, frame=frame)
         if kind not in (PORT, MEMORY) or not 0 <= start <= end < 1 << 64:
             raise HypercallError("EINVAL", f"no such range {start:#x}..{end:#x}")
+        if frame and not self._holds_rom(domain, new):
+            raise HypercallError("EINVAL", f"no frames {frame:#x} to be read at {start:#x}..{end:#x}")
         for old in domain.ranges:
             if old.overlaps(new):
                 raise HypercallError("EEXIST", f"{start:#x}..{end:#x} of {name} is claimed by {old.name}")
         self._publish_ranges(domain, [*domain.ranges, new])
+
+    @staticmethod
+    def _holds_rom(domain: Domain, item: Range) -> bool:
+        frames = (item.end + 1 - item.start) // FRAME_SIZE
+        whole = item.start % FRAME_SIZE == 0 and (item.end + 1) % FRAME_SIZE == 0
+        return item.kind == MEMORY and whole and domain.memory.special("roms") <= item.frame <= domain.memory.nr_frames - frames
 
     def unmap_io_range(self, domid: int, kind: int, start: int, end: int) -> None:
         """XEN_DMOP_unmap_io_range_from_ioreq_server; ENOENT when it was not mapped so."""
