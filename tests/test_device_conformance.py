@@ -13,6 +13,7 @@ from miniguest.frontend.devices.busmaster import BusMaster
 from miniguest.frontend.devices.cmos import Cmos, cmos_map
 from miniguest.frontend.devices.debug_port import DebugPort
 from miniguest.frontend.devices.device import Model, Window
+from miniguest.frontend.devices.e1000 import E1000
 from miniguest.frontend.devices.fw_cfg import FwCfg
 from miniguest.frontend.devices.fw_cfg_files import pc_files, pc_items
 from miniguest.frontend.devices.i440fx import I440fx
@@ -31,6 +32,7 @@ from miniguest.frontend.interrupts.pic import Pic
 from miniguest.frontend.interrupts.pit import Pit
 
 RAM = 1 << 20
+MAC = bytes.fromhex("00163e0a0b0c")
 
 
 class Clock:
@@ -77,6 +79,16 @@ class Disk:
         done(True)
 
 
+class Wire:
+    """One that always has room."""
+
+    def room(self) -> bool:
+        return True
+
+    def send(self, frame: bytes) -> None:
+        assert 14 <= len(frame) <= 65535
+
+
 def ide(clock: Clock) -> IdeChannel:
     return IdeChannel((Disk(1000), Disk(70)), BusMaster(Memory()).channels[0])
 
@@ -90,6 +102,7 @@ MODELS: dict[str, tuple[Callable[[Clock], Any], int]] = {
     "busmaster": (lambda clock: BusMaster(Memory()), 16),
     "cmos": (lambda clock: Cmos(clock, lambda: 1_000_000_000 + clock() / 1e9, cmos_map(RAM)), 2),
     "debug_port": (lambda clock: DebugPort(lambda line: None), 1),
+    "e1000": (lambda clock: E1000(MAC, Memory(), Wire(), clock), 0x6000),
     "fw_cfg": (fw_cfg, 12),
     "i440fx": (lambda clock: I440fx(), 256),
     "i8042": (lambda clock: I8042(clock), 2),
