@@ -659,3 +659,75 @@ def test_the_ram_is_the_callers(tmp_path: Path) -> None:
     m.halts()
     assert m.dword(RAM - 4) == 0x55AA1234
     m.engine.close()
+
+
+# -- memory that is shown above RAM
+ROM = 0xC0000000
+SEEN_ABOVE_RAM = f"""
+        mov eax, [{ROM:#x}]
+        mov [0x500], eax
+        mov dword ptr [{ROM + 4:#x}], 0x11111111
+        jmp 1f
+1:      mov eax, [{ROM + 4:#x}]
+        mov [0x504], eax
+        mov eax, [{ROM + 0x1000:#x}]
+        mov eax, {ROM + 0x100:#x}
+        call eax
+        mov [0x508], eax
+        out 0x20, al
+        jmp 1f
+1:      mov eax, [{ROM:#x}]
+        mov [0x50c], eax
+        hlt
+"""
+
+
+def finish(m: Machine) -> list[tuple[object, ...]]:
+    """Run to HLT; a store to ROM stops on the way, for it is undone."""
+    while (stop := m.run()) is Stop.KICK:
+        pass
+    assert stop is Stop.HALT, m.engine.crash
+    return m.exits.seen
+
+
+def with_rom(directory: Path) -> Machine:
+    """A machine whose first page of memory is also to be seen at ROM."""
+    m = protected(directory, SEEN_ABOVE_RAM)
+    m.ram[:8] = bytes.fromhex("55aa556601020304")
+    m.ram[0x100:0x106] = bytes.fromhex("b877665544c3")      # mov eax, 0x44556677; ret
+    return m
+
+
+def test_shown_memory_is_read_and_executed_without_exits_and_not_written(tmp_path: Path) -> None:
+    m = with_rom(tmp_path)
+    m.engine.show_memory([(ROM, 0, 0x1000)])
+    assert finish(m) == [("load", ROM + 0x1000, 4), ("out", 0x20, 1, 0x77)]
+    assert [m.dword(at) for at in (0x500, 0x504, 0x508, 0x50C)] == [0x6655AA55, 0x04030201, 0x44556677, 0x6655AA55]
+    assert m.dword(4) == 0x04030201
+
+
+def test_shown_memory_goes_from_inside_an_exit(tmp_path: Path) -> None:
+    m = with_rom(tmp_path)
+    m.engine.show_memory([(ROM, 0, 0x1000)])
+    m.exits.on_out[0x20] = lambda: m.engine.show_memory([])
+    assert finish(m)[-1] == ("load", ROM, 4)
+    assert m.dword(0x50C) == 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("at", [0, RAM - 0x1000, 0xFFFFF000, 0xFFFF0000 - 0x800])
+def test_memory_shown_where_something_else_is_stays_away(tmp_path: Path, at: int) -> None:
+    m = with_rom(tmp_path)
+    m.engine.show_memory([(at, 0x1000, 0x1000), (ROM, 0, 0x1000)])
+    finish(m)
+    assert m.dword(0x500) == 0x6655AA55 and m.ram[0x7C00:0x7C01] == b"\xfa"
+
+
+def test_shown_memory_may_move_and_touch(tmp_path: Path) -> None:
+    m = with_rom(tmp_path)
+    for pieces in ([(ROM, 0, 0x2000)], [(RAM, 0, 0x1000), (ROM, 0, 0x1000), (ROM + 0x1000, 0, 0x1000)], [(ROM, 0, 0x1000)]):
+        m.engine.show_memory(pieces)
+        m.engine.reset()
+        m.load((tmp_path / "code.bin").read_bytes())
+        m.exits.seen.clear()
+        assert (finish(m)[0][0] == "load") == (pieces == [(ROM, 0, 0x1000)])
+        assert m.dword(0x500) == 0x6655AA55

@@ -17,6 +17,7 @@ from miniguest.deploy.report import (
     Row,
     RunResult,
     TimeNs,
+    Vif,
     print_tables,
     to_json,
 )
@@ -30,7 +31,7 @@ RESULT = RunResult(
     topology="first-light",
     guests=(
         Guest("hvm0", 1, "unicorn", "domain", "halt", "hello\n", Exits.of_rows(reversed(ROWS)),
-              (Disk(10, 5120, 1 << 20),)),
+              (Disk(10, 5120, 1 << 20),), (Vif("e1000", "00:16:3e:00:00:01", "lan0", 4, 6, 400, 600, 30, 70, 33, 5),)),
     ),
     rings=(Ring("vbd-768", "blkif", 10, 10, 3, 7),),
     processes=(Process("xenstored", 4711, 0, 0.25, 1 << 24),),
@@ -58,6 +59,10 @@ def test_json_is_what_is_promised() -> None:
                 ],
             },
             "disks": [{"requests": 10, "bytes_read": 5120, "bytes_written": 1 << 20}],
+            "vifs": [{
+                "model": "e1000", "mac": "00:16:3e:00:00:01", "link": "lan0", "tx_packets": 4, "rx_packets": 6,
+                "tx_bytes": 400, "rx_bytes": 600, "exits_work": 30, "exits_idle": 70, "elements_work": 33, "interrupts": 5,
+            }],
         }],
         "rings": [{"name": "vbd-768", "kind": "blkif", "requests": 10, "responses": 10, "notifications_sent": 3,
                    "notifications_saved": 7}],
@@ -102,3 +107,7 @@ def test_a_guest_that_did_nothing_divides_by_nothing() -> None:
     guest = Guest("idle", 2, "unicorn", "domain", "timeout", "", Exits.of_rows([]), (Disk(0, 0, 0),))
     lines = rendered(RunResult("t", (guest,), (), ()))
     assert "all 0 0 B 0 B - -".split() in lines
+
+
+def test_exits_per_packet_with_idle_polls_apart() -> None:
+    assert "e1000 4 6 30 3.0 30.7 33 70 5".split() in rendered(RESULT)

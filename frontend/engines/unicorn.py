@@ -59,6 +59,7 @@ class UnicornEngine:
         self._forget_all = False
         self._pieces: list[tuple[int, int, int]] = []       # memory shown to the guest in the holes: what is to be
         self._shown: list[tuple[int, int, int]] = []        # and what is
+        self._rom_stores: list[tuple[int, bytes]] = []      # what stores to ROM since the last stop wrote over
         self._msrs: set[int] = set()
         self._uc = uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
         # A processor that does not promise the long mode that this engine does not have.
@@ -135,8 +136,15 @@ class UnicornEngine:
     def _mmio_write(self, _: Uc, offset: int, size: int, value: int, start: int) -> None:
         self._handler.mmio_write(start + offset, size, value & (1 << 8 * size) - 1)
 
-    def _rom_write(self, _uc: Uc, _access: int, _address: int, _size: int, _value: int, _data: object) -> bool:
-        return True  # a store to ROM: nothing happens
+    def _rom_write(self, uc: Uc, _access: int, address: int, size: int, _value: int, _data: object) -> bool:
+        """A store to ROM, which Unicorn carries out when we say that it is all right: undone at the end of the block."""
+        self._rom_stores.append((address, bytes(uc.mem_read(address, size))))
+        self.kick()
+        return True
+
+    def _undo_rom_stores(self) -> None:
+        while self._rom_stores:
+            self._uc.mem_write(*self._rom_stores.pop())
 
     # -- exits
     def _in(self, uc: Uc, port: int, size: int, _: object) -> int:
@@ -250,6 +258,7 @@ class UnicornEngine:
         finally:
             self._running = False
         watch.request = False
+        self._undo_rom_stores()
         if self.crash:
             return Stop.CRASH
         return STOPS.get(watch.stopped, Stop.HALT)
