@@ -1,5 +1,5 @@
 """Types of the compiled core; what each thing does is said in _core.pyx and the files it includes."""
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -180,3 +180,80 @@ def end_access(entries: WriteableBuffer, gref: int) -> bool: ...
 def grant_access(entries: WriteableBuffer, gref: int, domid: int, frame: int, readonly: bool) -> None: ...
 def checksum_sum(data: ReadableBuffer, initial: int = 0) -> int: ...
 def now_ns() -> int: ...
+
+UPLINK_TAP: int
+UPLINK_STREAM: int
+UPLINK_PCAP: int
+UPLINK_NULL: int
+
+class VifQueue:
+    waiting_frames: int
+    waiting_bytes: int
+    starved: bool
+    stalled: bool
+
+class Vif:
+    queues: list[VifQueue]
+    nr_queues: int
+    sg: bool
+    rx_notify: bool
+    csum_v4: bool
+    csum_v6: bool
+    gso_v4: bool
+    gso_v6: bool
+    multicast_control: bool
+    nr_mcast: int
+    hash_algorithm: int
+    hash_flags: int
+    mapping_size: int
+    def __init__(self, mapper: Mapper, table: GrantTable, memory: WriteableBuffer, counters: WriteableBuffer) -> None: ...
+    def add_queue(
+        self, tx: BackRing, rx: BackRing, notify_tx: Callable[[], None], notify_rx: Callable[[], None]
+    ) -> VifQueue: ...
+    def limit(self, credit_bytes: int, credit_usec: int, now: int) -> None: ...
+    @property
+    def failure(self) -> str | None: ...
+    def set_hash_key(self, key: ReadableBuffer) -> None: ...
+    def set_mapping_size(self, size: int) -> None: ...
+    def set_mapping(self, offset: int, queues: Sequence[int]) -> None: ...
+
+class PcapWriter:
+    error: int
+    frames: int
+    def __init__(self, fd: int, create: bool = True) -> None: ...
+
+class Uplink:
+    kind: int
+    fd: int
+    mtu: int
+    broken: int
+    error: int
+    sent_frames: int
+    sent_bytes: int
+    received_frames: int
+    received_bytes: int
+    dropped: int
+    def __init__(self, kind: int, fd: int = -1, mtu: int = 1500, pcap: PcapWriter | None = None) -> None: ...
+    def attach(self, fd: int) -> None: ...
+    @property
+    def unsent(self) -> int: ...
+    @property
+    def blocked(self) -> bool: ...
+    def give(self, frame: ReadableBuffer) -> bool: ...
+
+class Switch:
+    trouble: bool
+    deadline: int
+    frames: int
+    bytes: int
+    flooded: int
+    filtered: int
+    def __init__(self, uplink: Uplink | None = None, capture: PcapWriter | None = None) -> None: ...
+    def attach(self, vif: Vif) -> int: ...
+    def detach(self, vif: Vif) -> None: ...
+    def port_of(self, mac: ReadableBuffer, now: int) -> int | None: ...
+    def tx_event(self, queue: VifQueue) -> None: ...
+    def rx_event(self, queue: VifQueue) -> None: ...
+    def uplink_event(self) -> None: ...
+    def run(self, now: int) -> bool: ...
+    def failed(self) -> list[Vif]: ...

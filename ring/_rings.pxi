@@ -193,6 +193,9 @@ cdef class BackRing(SharedRing):
 
     cpdef bint push(self) noexcept:
         """Show the frontend what was put; True when it asked to be notified (RING_PUSH_RESPONSES_AND_CHECK_NOTIFY)."""
+        return self._push()
+
+    cdef bint _push(self) noexcept nogil:
         cdef uint32_t old = self.pushed, new = self.rsp_prod_pvt
         self.pushed = new
         st32(&self.header.rsp_prod, new)       # release: slots before the index, or the frontend reads stale slots
