@@ -189,20 +189,23 @@ class Blkfront:
         self._held -= 1
         return True
 
-    def on_event(self) -> None:
-        """The backend notified: take its responses."""
+    def on_event(self) -> bool:
+        """The backend notified: take its responses; whether there were any."""
+        worked = False
         while not self._dead:
             try:
                 count = self._ring.take()
             except RingError as error:
                 self._fail(str(error))
-                return
+                break
             for index in range(count):
                 self._response(*_RESPONSE.unpack_from(self._ring.responses, index * RESPONSE.size))
             if count:
+                worked = True
                 self._fill()
             elif not self._ring.final_check():
-                return
+                break
+        return worked
 
     def _response(self, id_: int, kind: int, status: int) -> None:
         if self._dead:

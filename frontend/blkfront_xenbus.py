@@ -74,7 +74,7 @@ class BlkfrontDevice(FrontendDevice):
         self.disk = Blkfront(
             self._ring, self.pages, self.grants, self.backend_domid, features, self._port.notify, self.broken
         )
-        self.process.loop.on_port(self._port, self.disk.on_event)
+        self.listen(self._port, self.disk.on_event)
         switch_state(self.store, self.path, XenbusState.Connected)
         log.info("%s: %d sectors over %d slots", self.path, features.sectors, self._ring.slots)
         self._ready(self.disk)

@@ -1,5 +1,6 @@
 """The front half of a split device's handshake (xen/io/xenbus.h): what blkfront and netfront do the same way."""
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from miniguest.frontend.pages import Pages
@@ -7,6 +8,7 @@ from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, PeerError, XenstoreError
 from miniguest.ring.events import Port
 from miniguest.ring.grants import Grants
+from miniguest.ring.late_eoi import LateEoi
 from miniguest.ring.process import Process
 from miniguest.ring.xenbus import Keys, switch_state, watch_state, write_error
 from miniguest.ring.xenstore import Watch, Xenstore
@@ -35,6 +37,7 @@ class FrontendDevice:
         self.is_connected = False
         self._granted: list[tuple[int, int]] = []       # (gref, frame)
         self._ports: list[Port] = []
+        self._listeners: list[LateEoi] = []
         self._offered = False
         self._over = False                              # lost, once and for all
         self._watch: Watch | None = None
@@ -83,6 +86,10 @@ class FrontendDevice:
         self._ports.append(self.process.alloc_unbound(self.backend_domid))
         return self._ports[-1]
 
+    def listen(self, port: Port, handler: Callable[[], bool]) -> None:
+        """Call `handler` when the backend notifies; it answers whether there was anything to do."""
+        self._listeners.append(LateEoi(self.process.loop, port, handler))
+
     # -- the handshake
     def _backend_changed(self, state: XenbusState) -> None:
         try:
@@ -127,8 +134,10 @@ class FrontendDevice:
     def _release(self) -> None:
         """The backend has let go: take back the rings, their grants and the event channels."""
         self.release()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         for port in self._ports:
-            self.process.loop.off_port(port)
             port.close()
         self._ports.clear()
         self._offered = False

@@ -83,10 +83,12 @@ class Netfront:
         if queue.transmit.push():
             queue.transmit_port.notify()
 
-    def on_transmit(self) -> None:
-        """The backend notified: it has answered requests."""
-        if self._full and self.room() and not self._dead:
+    def on_transmit(self) -> bool:
+        """The backend notified: it has answered requests. Whether somebody waited for that."""
+        waited = self._full
+        if waited and self.room() and not self._dead:
             self.ready()
+        return waited
 
     # -- receive
     def start(self) -> None:
@@ -99,8 +101,14 @@ class Netfront:
         if queue.receive.post() and queue.receive.push():
             queue.receive_port.notify()
 
-    def on_receive(self, queue: Queue) -> None:
-        """The backend notified: take its frames."""
+    def on_receive(self, queue: Queue) -> bool:
+        """The backend notified: take its frames; whether there were any."""
+        receive = queue.receive
+        before = receive.frames + receive.dropped
+        self._take(queue)
+        return bool(self._kept) or receive.frames + receive.dropped != before
+
+    def _take(self, queue: Queue) -> None:
         receive = queue.receive
         try:
             while not self._dead and not self._kept:

@@ -11,7 +11,6 @@ from miniguest.ring import _core
 from miniguest.ring.abi.netif import RX_REQUEST, RX_RESPONSE, TX_REQUEST, TX_RESPONSE
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import PeerError
-from miniguest.ring.events import Port
 from miniguest.ring.grants import Grants
 from miniguest.ring.process import Process
 from miniguest.ring.xenbus import Keys, switch_state, write_keys
@@ -100,18 +99,14 @@ class NetfrontDevice(FrontendDevice):
         self._ready(self.netfront)
 
     def _listen(self, netfront: Netfront, queue: Queue) -> None:
-        def both() -> None:
-            netfront.on_transmit()
-            netfront.on_receive(queue)
-
-        def listen(port: Port, handler: Callable[[], None]) -> None:
-            self.process.loop.on_port(port, handler)
+        def both() -> bool:
+            return netfront.on_transmit() | netfront.on_receive(queue)
 
         if queue.transmit_port is queue.receive_port:
-            listen(queue.receive_port, both)
+            self.listen(queue.receive_port, both)
         else:
-            listen(queue.transmit_port, netfront.on_transmit)
-            listen(queue.receive_port, lambda: netfront.on_receive(queue))
+            self.listen(queue.transmit_port, netfront.on_transmit)
+            self.listen(queue.receive_port, lambda: netfront.on_receive(queue))
 
     def abandon(self) -> None:
         """Nothing is received any more, and what is sent is dropped."""
