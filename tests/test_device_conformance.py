@@ -19,12 +19,14 @@ from miniguest.frontend.devices.fw_cfg_files import pc_files, pc_items
 from miniguest.frontend.devices.i440fx import I440fx
 from miniguest.frontend.devices.i8042 import I8042
 from miniguest.frontend.devices.ide import IdeChannel
+from miniguest.frontend.devices.ne2k_pci import Ne2kPci
 from miniguest.frontend.devices.pci import PciBus
 from miniguest.frontend.devices.piix3_ide import Piix3Ide
 from miniguest.frontend.devices.piix3_isa import Piix3Isa
 from miniguest.frontend.devices.piix4_pm import Piix4Pm
 from miniguest.frontend.devices.port92 import Port92
 from miniguest.frontend.devices.post_port import PostPort
+from miniguest.frontend.devices.rtl8139 import Rtl8139
 from miniguest.frontend.devices.saved import StateError, load, save
 from miniguest.frontend.devices.uart import Uart
 from miniguest.frontend.interrupts.lapic import Lapic
@@ -111,6 +113,7 @@ MODELS: dict[str, tuple[Callable[[Clock], Any], int]] = {
     "ide empty": (lambda clock: IdeChannel((None, None)), 9),
     "ide drive 1 alone": (lambda clock: IdeChannel((None, Disk(5))), 9),
     "lapic": (lambda clock: Lapic(clock), 4096),
+    "ne2k_pci": (lambda clock: Ne2kPci(MAC, Memory(), Wire(), clock), 32),
     "pci": (lambda clock: PciBus(), 8),
     "pic": (lambda clock: Pic(), 6),
     "piix3_ide": (lambda clock: Piix3Ide(), 256),
@@ -119,6 +122,7 @@ MODELS: dict[str, tuple[Callable[[Clock], Any], int]] = {
     "pit": (lambda clock: Pit(clock), 5),
     "port92": (lambda clock: Port92(), 1),
     "post_port": (lambda clock: PostPort(), 1),
+    "rtl8139": (lambda clock: Rtl8139(MAC, Memory(), Wire(), clock), 256),
     "uart": (lambda clock: Uart(lambda data: None, clock), 8),
 }
 
