@@ -20,6 +20,8 @@ from miniguest.frontend.devices.nic import MIN_FRAME
 from miniguest.ring._core import checksum_sum
 
 STATUS = struct.Struct("<HHBBH")        # length, packet checksum, status, errors, special
+UNUSED = STATUS.pack(0, 0, r.RXD_DD, 0, 0)
+SCATTERED = 256                         # descriptors of one frame
 FCS = 4
 SHORT_LIMIT, LONG_LIMIT = 1522, 16384   # with FCS; RCTL.LPE
 MAC_CONTROL, PAUSE = 0x8808, 0x0001
@@ -137,20 +139,29 @@ class Receiver:
         return True
 
     def _places(self, size: int) -> list[tuple[int, int]] | None:
-        """(descriptor index, buffer address) for so many bytes; those with a null address hold none. None: not enough."""
+        """(descriptor index, buffer address) for so many bytes. None: there are not enough.
+
+        A null address holds nothing. Those before the first buffer go back at once, and so does what is scattered among
+        too many of them: else a ring full of them would be searched again for each frame.
+        """
         s = self.state
         count = s.length >> 4
         if s.head >= count or s.tail >= count:
             return None
-        base, buffer = s.high << 32 | s.low, self.buffer_size()
-        places, index = [], s.head
-        while size > 0:
+        base, buffer, left = s.high << 32 | s.low, self.buffer_size(), size
+        places: list[tuple[int, int]] = []
+        index = s.head
+        while left > 0:
             if index == s.tail:
                 return None
             address = int.from_bytes(self.memory.read(base + 16 * index, 8), "little")
             places.append((index, address))
-            size -= buffer if address else 0
+            left -= buffer if address else 0
             index = index + 1 if index + 1 < count else 0
+            if not places[0][1] or len(places) > SCATTERED:
+                for unused, _ in places:
+                    self.memory.write(base + 16 * unused + 8, UNUSED)
+                places, left, s.head = [], size, index
         return places
 
     def _store(
