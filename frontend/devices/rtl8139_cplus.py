@@ -20,6 +20,7 @@ OWN, EOR, FS, LS, LGSEN = 1 << 31, 1 << 30, 1 << 29, 1 << 28, 1 << 27
 RING = 64
 ETHERNET = 14  # bytes of header
 FRAME_LIMIT = 65535
+PACKET_LIMIT = ETHERNET + 65535  # of a large send: the longest IP packet
 TES, TX_LENGTH = 1 << 23, 0xFFFF
 RX_MAR, RX_PAM, RX_BAR, RWT, RES = 1 << 26, 1 << 25, 1 << 24, 1 << 21, 1 << 20
 RX_LENGTH = 0x1FFF
@@ -76,7 +77,9 @@ class Packet(NamedTuple):
         else:
             pieces = iter((offload.fill(self.frame, last.command),))
         for piece in pieces:
-            yield offload.tagged(piece, last.tag).ljust(MIN_FRAME, b"\0")
+            frame = offload.tagged(piece, last.tag).ljust(MIN_FRAME, b"\0")
+            if len(frame) <= FRAME_LIMIT:
+                yield frame
 
 
 def gather(memory: GuestMemory, base: int, index: int) -> Packet | None:
@@ -93,10 +96,10 @@ def gather(memory: GuestMemory, base: int, index: int) -> Packet | None:
         if each.command & FS:
             data.clear()
         taken.append(each)
-        if len(data) <= FRAME_LIMIT:
+        if len(data) <= PACKET_LIMIT:
             data += memory.read(each.buffer, each.command & TX_LENGTH)
         if each.command & LS:
-            return Packet(taken, behind, bytes(data) if len(data) <= FRAME_LIMIT else None)
+            return Packet(taken, behind, bytes(data) if len(data) <= PACKET_LIMIT else None)
     return Packet(taken, behind, None)
 
 
