@@ -18,10 +18,11 @@ from miniguest.frontend.devices.e1000_filters import ADDRESSES, Filters
 from miniguest.frontend.devices.e1000_interrupts import Interrupts
 from miniguest.frontend.devices.e1000_io import IoWindow
 from miniguest.frontend.devices.e1000_kept import keep_values
+from miniguest.frontend.devices.e1000_line import NOWHERE, Loop
 from miniguest.frontend.devices.e1000_phy import Phy
 from miniguest.frontend.devices.e1000_receive import Receiver
 from miniguest.frontend.devices.e1000_state import State
-from miniguest.frontend.devices.e1000_transmit import Transmitter
+from miniguest.frontend.devices.e1000_transmit import Port, Transmitter
 from miniguest.frontend.devices.nic import Wire
 from miniguest.frontend.devices.pci_capabilities import MsiCapability, PciXCapability, PowerManagement
 from miniguest.frontend.devices.pci_function import Bar, Identity, PciFunction
@@ -67,7 +68,7 @@ class E1000(Model):
         self.interrupts = Interrupts(s.interrupts, self.clock, self._raised)
         self.filters = Filters(s.filters)
         self.receiver = Receiver(s.receive, self.memory, self.clock, self.interrupts, self.filters, s.counters)
-        self.transmitter = Transmitter(s.transmit, self.memory, self, self.clock, self.interrupts, s.counters)
+        self.transmitter = Transmitter(s.transmit, self.memory, self._port, self.clock, self.interrupts, s.counters)
 
     def _load_address(self) -> None:
         """What the EEPROM is read for after a reset."""
@@ -94,8 +95,11 @@ class E1000(Model):
 
     def deadline(self) -> int | None:
         """The next of the interrupt delays, the throttle, and the transmitter's next go, in ns."""
+        s = self.state
+        if not (s.receive.delay.due or s.transmit.delay.due or s.interrupts.ready or s.transmit.resume):
+            return None
         times = (self.receiver.delay.deadline(), self.transmitter.delay.deadline(), self.interrupts.deadline(),
-                 self.state.transmit.resume)
+                 s.transmit.resume)
         return min((time for time in times if time), default=None)
 
     def tick(self) -> None:
@@ -121,22 +125,17 @@ class E1000(Model):
             self.interrupts.cause(r.LSC)
             self.changed()
 
-    # The transmitter's port
+    # Where frames go
 
     def _looped(self) -> bool:
+        """RCTL.LBM, or the PHY's loopback."""
         return bool(self.state.receive.control & r.RCTL_LBM) or self.phy.loopback
 
-    def room(self) -> bool:
-        """Whether a frame can go now: on the wire, or nowhere."""
-        return not self.phy.link or self._looped() or self.wire.room()
-
-    def send(self, frame: bytes) -> None:
-        """A frame goes out, back in (RCTL.LBM, or the PHY's loopback), or nowhere when there is no link."""
+    def _port(self) -> Port:
+        """On the wire, back in, or nowhere when there is no link."""
         if self._looped():
-            if not self.receiver.receive(frame):
-                self.receiver.lost()
-        elif self.phy.link:
-            self.wire.send(frame)
+            return Loop(self.receiver)
+        return self.wire if self.phy.link else NOWHERE
 
     # State
 

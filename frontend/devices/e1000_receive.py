@@ -24,6 +24,7 @@ UNUSED = STATUS.pack(0, 0, r.RXD_DD, 0, 0)
 SCATTERED = 256                         # descriptors of one frame
 FCS = 4
 SHORT_LIMIT, LONG_LIMIT = 1522, 16384   # with FCS; RCTL.LPE
+OFFLOADS = r.RXCSUM_IPOFL | r.RXCSUM_TUOFL
 MAC_CONTROL, PAUSE = 0x8808, 0x0001
 
 
@@ -120,7 +121,7 @@ class Receiver:
     def _deliver(self, frame: bytes, inexact: bool) -> bool:
         """Write a frame into the next descriptors' buffers, if there are enough of them."""
         s = self.state
-        status, errors, special = r.RXD_DD | r.RXD_EOP, 0, 0
+        status, special = r.RXD_DD | r.RXD_EOP, 0
         tagged = self.filters.tagged(frame)
         fcs = b"" if s.control & r.RCTL_SECRC else zlib.crc32(frame).to_bytes(FCS, "little")
         if tagged and s.stripping:
@@ -132,7 +133,7 @@ class Receiver:
         places = self._places(len(data))
         if places is None:
             return False
-        checked, errors = verify(frame, s.rxcsum, tagged)
+        checked, errors = verify(frame, s.rxcsum, tagged) if s.rxcsum & OFFLOADS else (r.RXD_IXSM, 0)
         checksum = ~checksum_sum(data[s.rxcsum & 0xFF :]) & 0xFFFF
         self._store(data, places, checksum, status | checked | (r.RXD_PIF if inexact else 0), errors, special)
         self._tell(len(data), places)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,6 +28,7 @@ BLOCK_LIMIT = 256 << 10
 BATCH = 64                              # descriptors read at once
 BURST = 1024
 CONTROL_BITS = 0x037FFFFA
+BLOCK = r.TXD_DEXT | r.TXD_TSE          # of a packet's first descriptor: it is to be segmented
 
 
 class Port(Protocol):
@@ -62,14 +64,17 @@ class TransmitState:
 
 
 class Transmitter:
-    """`port` takes the frames, `counters` are the statistics registers."""
+    """`choose` gives the port of each go, `counters` are the statistics registers."""
+
+    port: Port
 
     def __init__(
-        self, state: TransmitState, memory: GuestMemory, port: Port, clock: Clock, interrupts: Interrupts, counters: list[int]
+        self, state: TransmitState, memory: GuestMemory, choose: Callable[[], Port], clock: Clock, interrupts: Interrupts,
+        counters: list[int],
     ) -> None:
         self.state = state
         self.memory = memory
-        self.port = port
+        self.choose = choose
         self.clock = clock
         self.interrupts = interrupts
         self.counters = counters
@@ -85,7 +90,7 @@ class Transmitter:
         count = s.length >> 4
         if s.head == s.tail or self.running or not s.control & r.TCTL_EN or s.head >= count or s.tail >= count:
             return
-        self.running, self.budget, self.causes = True, BURST, 0
+        self.port, self.running, self.budget, self.causes = self.choose(), True, BURST, 0
         before = (s.tail - s.head) % count
         try:
             self._process(count)
@@ -152,7 +157,7 @@ class Transmitter:
         s = self.state
         if not s.begun:
             s.begun, s.first, s.options = True, lower, upper
-        block = self._block()
+        block = s.first & BLOCK == BLOCK
         last = lower & r.TXD_EOP
         if not s.gathered:
             if last and not block and not self.port.room():
@@ -167,10 +172,6 @@ class Transmitter:
             self._frame(lower, upper)
         self.forget()
         return True
-
-    def _block(self) -> bool:
-        """Whether the packet is to be segmented: its first descriptor says so."""
-        return self.state.first & (r.TXD_DEXT | r.TXD_TSE) == r.TXD_DEXT | r.TXD_TSE
 
     def _gather(self, address: int, length: int, limit: int) -> None:
         """Fetch a buffer; a null address has no data. A packet beyond the limit is dropped when it ends."""
