@@ -552,6 +552,8 @@ cdef class VifQueue:
         cdef uint32_t slots = (p.size + PAGE - 1) // PAGE + (p.gso_type != 0) + (p.hash_type != 0)
         if self.vif.fault or slots > self.rx.slots or (p.size > PAGE and not self.vif.sg):
             return self._drop()
+        if self.progress == 0:                 # never asked for anything yet: its time begins now
+            self.progress = now
         if self.first != NULL:
             self._deliver_waiting(now)
         if self.first == NULL and self._has(slots, now):

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from blkpeer import WATCHDOG, Domain, dump, wait_until
+from blkpeer import WATCHDOG, Domain, wait_until
 
 from miniguest.backend.netback import process as netback
 from miniguest.backend.netback.links import LinkConfig
@@ -30,7 +30,6 @@ RX_VALIDATED, RX_BLANK, RX_MORE, RX_EXTRA = 1, 2, 4, 8  # NETRXF_*
 GSO, MCAST_ADD, MCAST_DEL, HASH = 1, 2, 3, 4            # XEN_NETIF_EXTRA_TYPE_*
 NETBACK_VCPU = 3
 BROADCAST = b"\xff" * 6
-_handles = itertools.count(1)
 
 
 def tx_slot(gref: int, offset: int, flags: int, id: int, size: int) -> bytes:
@@ -143,8 +142,9 @@ class Queue:
 
     def receive(self) -> Received:
         """The next frame; waits for it. Every response is checked to be where and what netif.h says."""
-        data, first, extra, result = b"", True, False, Received()
-        more = True
+        data, first, extra, more, head_flags = b"", True, False, True, 0
+        gso: tuple[int, int] | None = None
+        hash_: tuple[int, int, int] | None = None
         while more or extra:
             self.rx.wait(1)
             slot = self.rx.rsp_cons % self.rx.slots
@@ -156,28 +156,29 @@ class Queue:
                 extra = bool(flags & 1)
                 if kind == GSO:
                     size, gso_type = struct.unpack_from("<HB", response, 2)
-                    result_gso: tuple[int, int] | None = (size, gso_type)
-                    self._gso = result_gso
+                    gso = (size, gso_type)
                 else:
                     assert kind == HASH
-                    self._hash = struct.unpack_from("<BBI", response, 2)
+                    hash_ = struct.unpack_from("<BBI", response, 2)
                 self.domain.pages.free(frame)
                 continue
             id_, offset, flags, status = struct.unpack("<HHHh", response)
             assert id_ == slot, "a response is not in its request's slot"
             if first:
-                self._gso, self._hash, head_flags = None, None, flags
+                head_flags = flags
                 extra = bool(flags & RX_EXTRA)
             more, first = bool(flags & RX_MORE), False
             assert status >= 0, status
             data += bytes(self.domain.memory.frame(frame)[offset : offset + status])
             self.domain.pages.free(frame)
         result = Received(data)
-        result.flags, result.gso, result.hash = head_flags & 3, self._gso, self._hash
+        result.flags, result.gso, result.hash = head_flags & 3, gso, hash_
         return result
 
     # -- transmit
-    def slots_of(self, frame: bytes, flags: int = 0, extras: list[bytes] | None = None, sizes: list[int] | None = None) -> list[bytes]:
+    def slots_of(
+        self, frame: bytes, flags: int = 0, extras: list[bytes] | None = None, sizes: list[int] | None = None
+    ) -> list[bytes]:
         """The slots of a frame whose pieces lie in pages of their own; sizes: of the pieces."""
         sizes = sizes or [min(PAGE, len(frame) - at) for at in range(0, len(frame), PAGE)] or [0]
         slots, at = [], 0
@@ -422,6 +423,3 @@ def destroy(domain: Domain) -> None:
     if domain.store.exists(path):
         domain.store.rm(path)
     domain.destroy()
-
-
-__all__ = ["dump"]

@@ -5,6 +5,7 @@ import pytest
 from dom0 import dom0
 from netpeer import OKAY, World
 
+
 @pytest.fixture(scope="module")
 def running() -> Iterator[World]:
     with dom0("fifo") as (supervisor, runtime):
