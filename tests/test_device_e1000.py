@@ -159,11 +159,16 @@ def test_the_phy_tells_when_it_is_done() -> None:
     phy(card, 0, 0x1340)  # negotiate again
     assert card.get(ICR) == LSC
     assert phy(card, 0) == 0x1140
-    phy(card, 0, 0x9140)  # reset
+    phy(card, 16, 0x0070)
+    phy(card, 0, 0xA100)  # the PHY's own reset makes settings take effect
     assert card.get(ICR) == LSC
+    assert (phy(card, 0), phy(card, 16), phy(card, 17) >> 13) == (0x2100, 0x0070, 3)
+    phy(card, 19)
     card.put(CTRL, card.get(CTRL) | 1 << 31)
     assert not card.get(CTRL) >> 31
     assert card.get(ICR) == LSC
+    assert (phy(card, 0), phy(card, 16)) == (0x1140, 0x0068)
+    assert [phy(card, 19) for _ in range(2)] == [0x0800, 0]
 
 
 @pytest.mark.parametrize(("control", "speed", "full"), [(0x0140, 2, 1), (0x2100, 1, 1), (0x2000, 1, 0), (0x0000, 0, 0)])

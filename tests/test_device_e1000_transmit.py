@@ -101,6 +101,9 @@ def test_an_fcs_that_software_made_is_taken_off() -> None:
     frame = frame_to(PEER, 100)
     card.legacy(frame + zlib.crc32(frame).to_bytes(4, "little"), EOP | RS)
     card.legacy(frame, EOP | RS)
+    card.legacy(bytes(8), EOP | RS)
+    short = frame_to(PEER, 14)[:13]
+    card.legacy(short + zlib.crc32(short).to_bytes(4, "little"), EOP | RS)
     assert card.go() == [frame, frame]
 
 

@@ -31,8 +31,11 @@ from miniguest.frontend.devices.regmap import RegMap
 RA_BITS = (0xFFFFFFFF, 0x8003FFFF)
 POWER, PCI_X, MSI = 0xDC, 0xE4, 0xF0
 POWER_ABILITIES = 0xC822                # PME# in D0, D3hot and D3cold; version 1.1
-CTRL_KEPT = 0x7BFFFFFF & ~r.CTRL_RST
-NO_MESSAGE: Callable[[int, int], None] = lambda address, data: None  # noqa: E731
+CTRL_KEPT = 0xFFFFFFFF & ~(r.CTRL_RST | r.CTRL_PHY_RST)
+
+
+def unsent(address: int, data: int) -> None:
+    """The message callback of somebody who sends none."""
 
 
 class E1000(Model):
@@ -54,7 +57,7 @@ class E1000(Model):
         self.clock = clock
         self.idle = 0
         self.msi: MsiCapability | None = None
-        self.send_msi = NO_MESSAGE
+        self.send_msi: Callable[[int, int], None] = unsent
         self.state = State()
         self.state.eeprom.part.words = image(mac, self.IDENTITY.device, self.IDENTITY.subsystem)
         self._bind()
@@ -161,7 +164,7 @@ class E1000(Model):
     @regs.write(r.CTRL, "CTRL", 4)
     def write_ctrl(self, value: int) -> None:
         if value & r.CTRL_PHY_RST:
-            self._negotiated(self.phy.write(0, 0x8000))
+            self._negotiated(self.phy.reset())
         if value & r.CTRL_RST:
             self.reset()
             return

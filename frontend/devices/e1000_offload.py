@@ -19,7 +19,10 @@ FIN_PSH = 0x09
 
 @dataclass(slots=True)
 class Context:
-    """A TCP/IP context descriptor (3.3.6). Ends are inclusive, 0 = the packet's end."""
+    """A TCP/IP context descriptor (3.3.6). Ends are inclusive, 0 = the packet's end.
+
+    PAYLEN is left out: a block ends with the descriptor that says so, which is where software says PAYLEN ends.
+    """
 
     ipcss: int = 0
     ipcso: int = 0

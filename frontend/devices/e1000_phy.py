@@ -18,6 +18,7 @@ INITIAL = {
     PCTRL: 0x1140, PSTATUS: 0x7949, ID1: 0x0141, ID2: 0x0C20, ANA: 0x0DE1, NPT: 0x2001, GCON: 0x0300,
     ESTATUS: 0x3000, PSCON: 0x0068, EPSCON: 0x0D60, LEDCON: 0x4100,
 }
+MDIC_KEPT = 0x3FFFFFFF
 PARTNER, PARTNER_GIGABIT = 0x41E1, 0x3C00   # everything up to 1000BASE-T full duplex, no pause
 
 
@@ -83,7 +84,7 @@ class Phy:
         """A write to MDIC; whether it changed the link or negotiated it anew. Another address has nobody."""
         s = self.state
         number, negotiated = value >> 16 & 31, False
-        s.mdic = value & 0x3FFFFFFF & ~r.MDIC_READY | r.MDIC_READY
+        s.mdic = value & MDIC_KEPT | r.MDIC_READY
         if value >> 21 & 31 != ADDRESS:
             s.mdic |= r.MDIC_ERROR
         elif value & r.MDIC_READ:
@@ -114,18 +115,26 @@ class Phy:
             return 0
         return self.speed() << 14 | self.full_duplex() << 13 | 0x0C80
 
+    def reset(self) -> bool:
+        """The reset pin: everything as at first, and negotiated anew."""
+        before = self.link
+        self.state.registers[:] = initial()
+        return self._negotiate(before)
+
+    def _negotiate(self, before: bool) -> bool:
+        if self.link:
+            self.state.registers[PINTS] |= NEGOTIATION_DONE
+        self._moved(before)
+        return True
+
     def write(self, number: int, value: int) -> bool:
-        """Whether the link changed or was negotiated anew."""
+        """Whether the link changed or was negotiated anew. PCTRL's reset bit makes what was written take effect, which
+        here it has anyway."""
         registers, before = self.state.registers, self.link
         if number == PCTRL:
-            if value & RESET:
-                registers[:] = initial()
-            else:
-                registers[PCTRL] = value & ~RESTART
+            registers[PCTRL] = value & ~(RESET | RESTART)
             again = value & RESET or (value & RESTART and value & AUTONEGOTIATE)
-            if again and self.link:
-                registers[PINTS] |= NEGOTIATION_DONE
-            return self._moved(before) or bool(again)
+            return self._negotiate(before) if again else self._moved(before)
         if number not in READ_ONLY:
             registers[number] = value
         return False

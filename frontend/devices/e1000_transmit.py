@@ -212,18 +212,17 @@ class Transmitter:
         return True
 
     def _emit(self, frame: bytearray, lower: int, tag: int) -> None:
-        """Tag, take off an FCS that software put there, pad, and send."""
+        """Take off an FCS that software put there, tag, pad, and send. What is shorter than a header is no frame."""
         s = self.state
-        if len(frame) < HEADER:
-            return
         tagged = lower & r.TXD_VLE and s.tagging
         if not lower & r.TXD_IFCS and not tagged and zlib.crc32(frame[:-4]) == int.from_bytes(frame[-4:], "little"):
             del frame[-4:]  # without IFCS the packet has its FCS; one that has none after all is sent as it is
+        if len(frame) < HEADER:
+            return
         if tagged:
             frame[12:12] = struct.pack(">HH", s.tag_type, tag)
         if len(frame) < MIN_FRAME and s.control & r.TCTL_PSP:
             frame.extend(bytes(MIN_FRAME - len(frame)))
         data = bytes(frame)
-        if len(data) >= HEADER:
-            statistics.sent(self.counters, data)
-            self.port.send(data)
+        statistics.sent(self.counters, data)
+        self.port.send(data)
