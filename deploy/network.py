@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
+from miniguest.backend.netback.links import LinkConfig, LinkError
+from miniguest.backend.netback.links import check as check_link
 from miniguest.deploy import option_rom
 from miniguest.deploy.errors import FirmwareError, TopologyError
 
@@ -101,7 +103,7 @@ class NetworkChecker:
         per_second = int(number) * _FACTORS[factor] // (8 if unit == "b" else 1)
         credit = per_second * interval // 1_000_000
         if not 0 < credit < 1 << 32 or not 0 < interval < 1 << 32:
-            self.fail(key, f"{word!r} is {credit} bytes every {interval} us: give a rate that is more than none and less than all")
+            self.fail(key, f"{word!r} is {credit} bytes every {interval} us: give more than none and less than all")
         return f"{credit},{interval}"
 
     # -- links
@@ -124,8 +126,6 @@ class NetworkChecker:
             field: self.base / path for field in ("file", "replay", "path", "capture") if (path := getattr(link, field))
         })
         self.own(key, link)
-        from miniguest.backend.netback.links import LinkError
-        from miniguest.backend.netback.links import check as check_link
         try:
             check_link(link_config(link))
         except LinkError as error:
@@ -146,5 +146,4 @@ class NetworkChecker:
 
 def link_config(link: Link) -> LinkConfig:
     """A checked link as netback is told of it."""
-    from miniguest.backend.netback.links import LinkConfig
     return LinkConfig(**{field: getattr(link, field) for field in link.__struct_fields__})

@@ -15,6 +15,7 @@ PLACES: Final = ("/usr/lib/ipxe/qemu", "/usr/share/ipxe/qemu", "/usr/share/ipxe"
 ENVIRONMENT: Final = "MINIGUEST_ROMS"   # a directory where "auto" looks instead
 MOST: Final = 16 << 20                  # bytes: what the length byte of the last image could not exceed by far
 SIGNATURE: Final = b"\x55\xaa"          # PCI Local Bus Specification 2.2, 6.3.1.1
+_CHECKSUM_AT: Final = 6                 # in iPXE's images; all bytes of an image add up to 0
 _PCIR_AT: Final = 0x18
 _PCIR: Final = struct.Struct("<4sHH")
 
@@ -39,6 +40,21 @@ def read(path: Path) -> bytes:
         return file.read(MOST)
 
 
+def fitted(image: bytes, vendor: int, device: int) -> bytes:
+    """The image as card `vendor`:`device` carries it.
+
+    A ROM made for no card in particular has zeros for both in its PCI data structure (Debian's for the ne2k_pci has):
+    firmware would not take it for this card's. Both are filled in, and the checksum byte made good, as QEMU does.
+    """
+    at = int.from_bytes(image[_PCIR_AT : _PCIR_AT + 2], "little")
+    if _PCIR.unpack_from(image, at) != (b"PCIR", 0, 0):
+        return image
+    made = bytearray(image)
+    _PCIR.pack_into(made, at, b"PCIR", vendor, device)
+    made[_CHECKSUM_AT] = (made[_CHECKSUM_AT] + sum(image) - sum(made)) & 0xFF
+    return bytes(made)
+
+
 def frames(image: bytes) -> int:
     """How many frames an image takes up: its BAR is a power of two."""
     return max(1, (1 << (len(image) - 1).bit_length()) // FRAME_SIZE)
@@ -49,7 +65,8 @@ def room_trouble(roms: Sequence[Path]) -> str:
     needed = sum(frames(read(path)) for path in roms)
     if needed <= ROM_FRAMES:
         return ""
-    return f'{needed * FRAME_SIZE >> 10} KiB of option ROMs, of {ROM_FRAMES * FRAME_SIZE >> 10} KiB there is room for: give rom = "none"'
+    room = f"{ROM_FRAMES * FRAME_SIZE >> 10} KiB there is room for"
+    return f'{needed * FRAME_SIZE >> 10} KiB of option ROMs, of {room}: give one of them rom = "none"'
 
 
 def _shipped(model: str) -> Path:

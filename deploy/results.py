@@ -9,7 +9,7 @@ from miniguest.deploy.topology import Guest
 from miniguest.frontend.network_card import card_names
 from miniguest.ring.card_counters import card_counters_path, read_card_counters
 from miniguest.ring.exits import ExitRow, exits_path, read_exits
-from miniguest.ring.statistics import read_statistics, statistics_path
+from miniguest.ring.statistics import read_statistics, read_vif_statistics, statistics_path
 
 
 def guest_report(runtime: Path, guest: Guest, domid: int, stub: int, ended: report.Ended) -> report.Guest:
@@ -30,7 +30,6 @@ def guest_report(runtime: Path, guest: Guest, domid: int, stub: int, ended: repo
 def _vifs(runtime: Path, guest: Guest, domid: int, stub: int, exits: report.Exits) -> Iterator[report.Vif]:
     for handle, (vif, name) in enumerate(zip(guest.vif, card_names([vif.model for vif in guest.vif]), strict=True)):
         counted = read_vif_statistics(statistics_path(runtime, "vif", stub, handle))
-        from miniguest.ring.statistics import read_vif_statistics
         card = read_card_counters(card_counters_path(runtime, domid, handle))
         all_of_it = exits.by_device.get(name, report.Count(0, 0))
         yield report.Vif(

@@ -16,6 +16,7 @@ from typing import BinaryIO, Final
 
 from miniguest.backend.blkback import process as blkback
 from miniguest.backend.console import process as console_backend
+from miniguest.backend.netback import process as netback
 from miniguest.backend.xenstored import process as xenstored
 from miniguest.deploy import firmware, report
 from miniguest.deploy.children import Child, Children
@@ -102,7 +103,6 @@ class Supervisor:
         self._spawn("blkback", 0, 1, blkback.main)
         links = {name: link_config(link) for name, link in self._topology.link.items()}
         if links:
-            from miniguest.backend.netback import process as netback
             self._spawn("netback", 0, 3, lambda process: netback.main(process, links))
         self._spawn("console", 0, 2, lambda process: console_backend.main(process, self._console_fd), keep_stdin=True)
         os.close(self._console_fd)

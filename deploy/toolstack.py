@@ -5,6 +5,7 @@ from typing import Final
 
 from miniguest.deploy import option_rom
 from miniguest.deploy.topology import Disk, Guest, Link, Vif
+from miniguest.frontend.network_card import MODELS
 from miniguest.ring.abi.hvm_params import (
     HVM_PARAM_CONSOLE_EVTCHN,
     HVM_PARAM_CONSOLE_PFN,
@@ -56,7 +57,8 @@ class Toolstack:
         frame = memory.special("roms")
         for handle, vif in enumerate(guest.vif):
             self.add_vif(store, stub, handle, vif, links[vif.link])
-            image = option_rom.read(Path(vif.rom)) if vif.rom else b""
+            identity = MODELS[vif.model].IDENTITY
+            image = option_rom.fitted(option_rom.read(Path(vif.rom)), identity.vendor, identity.device) if vif.rom else b""
             write_keys(store, f"{path}/card/{handle}", {"model": vif.model, "rom-frame": frame, "rom-size": len(image)})
             frame = _place_rom(memory, frame, image)
         memory.close()

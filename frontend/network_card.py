@@ -4,17 +4,16 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from miniguest.frontend.devices.device import Clock, Device, GuestMemory
+from miniguest.frontend.devices.e1000 import E1000
+from miniguest.frontend.devices.ne2k_pci import Ne2kPci
 from miniguest.frontend.devices.nic import Wire
 from miniguest.frontend.devices.option_rom import OptionRom
 from miniguest.frontend.devices.pci_function import ROM, Bar, MappingChanged, PciFunction
+from miniguest.frontend.devices.rtl8139 import Rtl8139
 from miniguest.ring.card_counters import CardCounters
 from miniguest.ring.messages import vector_of
 
-def _model(name):
-    from miniguest.frontend.devices.e1000 import E1000
-    from miniguest.frontend.devices.ne2k_pci import Ne2kPci
-    from miniguest.frontend.devices.rtl8139 import Rtl8139
-    return {"rtl8139": Rtl8139, "e1000": E1000, "ne2k_pci": Ne2kPci}[name]
+MODELS: Final[dict[str, Any]] = {"rtl8139": Rtl8139, "e1000": E1000, "ne2k_pci": Ne2kPci}
 
 
 def card_names(models: Sequence[str]) -> list[str]:
@@ -59,7 +58,7 @@ class NetworkCard:
         set_pin: Callable[[bool], None], send: Callable[[int], None],
     ) -> None:
         self.plan = plan
-        self.nic = nic = _model(plan.model)(plan.vif.mac, memory, plan.vif, clock)
+        self.nic = nic = MODELS[plan.model](plan.vif.mac, memory, plan.vif, clock)
         self.rom = OptionRom(plan.rom) if plan.rom else None
         rom = (Bar(ROM, "rom", self.rom.size),) if self.rom else ()
         self.function = PciFunction(nic.IDENTITY, nic.BARS + rom, mapping_changed=mapping_changed)
