@@ -6,7 +6,7 @@ import itertools
 import select
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from miniguest.deploy.children import Child
 from miniguest.deploy.supervisor import Supervisor
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.events import Port
+from miniguest.ring.process import Process
 from miniguest.ring.statistics import read_vif_statistics, statistics_path
 from miniguest.ring.xenbus import read_state, write_keys
 
@@ -321,8 +322,12 @@ class Vif:
 class World:
     """A running dom0 with netback, and two vifs that work all the time."""
 
-    def __init__(self, supervisor: Supervisor, runtime: Path, links: Mapping[str, LinkConfig] | None = None) -> None:
+    def __init__(
+        self, supervisor: Supervisor, runtime: Path, links: Mapping[str, LinkConfig] | None = None,
+        enter: Callable[[], None] = lambda: None,
+    ) -> None:
         self.supervisor, self.runtime, self.store = supervisor, runtime, supervisor.store
+        self._enter = enter             # what netback's process does before anything else
         self.links = {"lan": LinkConfig(), "quiet": LinkConfig(), **(links or {})}
         self._domains: list[Domain] = []
         self._macs = itertools.count(1)
@@ -337,7 +342,12 @@ class World:
         deadline = time.monotonic() + WATCHDOG
         while NETBACK_VCPU in hypercalls.call("domain_info", domid=0)["vcpus"]:
             assert time.monotonic() < deadline, "netback is still registered"
-        self.supervisor._spawn("netback", 0, NETBACK_VCPU, lambda process: netback.main(process, self.links))
+
+        def main(process: Process) -> None:
+            self._enter()
+            netback.main(process, self.links)
+
+        self.supervisor._spawn("netback", 0, NETBACK_VCPU, main)
 
     @property
     def netback(self) -> Child:
