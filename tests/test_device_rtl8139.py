@@ -65,12 +65,12 @@ class Driver(Bench):
         self.put(TSD + 4 * self.turn, 0x30000 | len(data), 4)
         self.turn = (self.turn + 1) % 4
 
-    def eeprom(self, address: int) -> int:
+    def eeprom(self, address: int, address_bits: int = 6) -> int:
         """A word, through 9346CR."""
         word = 0
         self.put(EECR, 0x80)
         self.put(EECR, 0x88)
-        for bit in f"{0b110 << 6 | address:09b}" + "0" * 16:
+        for bit in f"{0b110 << address_bits | address:b}" + "0" * 16:
             self.put(EECR, 0x88 | int(bit) << 1)
             self.put(EECR, 0x8C | int(bit) << 1)
             word = word << 1 & 0xFFFF | self.get(EECR) & 1
@@ -106,6 +106,7 @@ def test_eeprom_says_what_the_registers_say() -> None:
     assert driver.eeprom(0) == 0x8129
     assert b"".join(driver.eeprom(7 + i).to_bytes(2, "little") for i in range(3)) == MAC
     assert driver.get(EECR) & 0xC0 == 0
+    assert driver.eeprom(0, address_bits=8) != 0x8129  # as a driver finds out that it is no 93C56
 
 
 def test_auto_load_puts_the_address_back() -> None:
@@ -408,6 +409,19 @@ def test_the_mask_decides_and_writing_ones_clears() -> None:
     assert driver.get(IMR, 4) == TOK << 16 | TOK
     driver.put(IMR, 0xFFFF, 2)
     assert driver.get(IMR, 2) == 0xE1FF
+
+
+def test_each_byte_of_the_interrupt_status_is_cleared_alone() -> None:
+    driver = Driver()
+    driver.put(0xD9, 1)  # a software interrupt, in the high byte
+    driver.card.receive(frame())
+    driver.put(ISR, 0xFF)
+    assert driver.get(ISR, 2) == 0x100
+    driver.card.receive(frame())
+    driver.put(ISR + 1, 1)
+    assert driver.get(ISR, 2) == ROK
+    driver.put(IMR, 0x0001_8000, 4)
+    assert (driver.get(ISR, 2), driver.get(IMR, 2)) == (0, 0x8000)
 
 
 def test_idle_status_reads() -> None:

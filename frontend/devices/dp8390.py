@@ -29,13 +29,9 @@ class Dp8390(Model):
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.polls = Polls()
+        self.idle = 0
+        self.polls = Polls(self)
         self.state = d.Dp8390State()
-
-    @property
-    def idle(self) -> int:
-        """Accesses so far that were idle polling."""
-        return self.polls.idle
 
     # The page that is selected decides which table an access is looked up in.
 

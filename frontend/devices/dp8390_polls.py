@@ -6,12 +6,20 @@ end, so its accesses are counted provisionally until then.
 
 from __future__ import annotations
 
+from typing import Protocol
+
+
+class Counted(Protocol):
+    """What has the sum."""
+
+    idle: int
+
 
 class Polls:
-    """Counts them. `idle` is the sum; any access that is not of a look is reported as `work`."""
+    """Counts them in `card.idle`. Any access that is not of a look is reported as `work`."""
 
-    def __init__(self) -> None:
-        self.idle = 0
+    def __init__(self, card: Counted) -> None:
+        self.card = card
         self._look = 0  # accesses of the look that goes on
         self._begun = False  # by a status read, with nothing after it
         self._leaving = False  # an empty look ends by going back to page 0
@@ -24,12 +32,12 @@ class Polls:
 
     def waits(self) -> None:
         """A status was read that is not ready."""
-        self.idle += 1
+        self.card.idle += 1
 
     def status(self, value: int) -> None:
         """ISR was read. One that was read before and led to nothing was an idle look, and a zero is one at once."""
         if self._begun:
-            self.idle += self._look
+            self.card.idle += self._look
         self._look, self._begun, self._leaving = 1, True, False
         if not value:
             self.empty()
@@ -41,7 +49,7 @@ class Polls:
 
     def empty(self) -> None:
         """A look ends: it found nothing, by the access counted last."""
-        self.idle += self._look
+        self.card.idle += self._look
         self._look, self._begun = 0, False
 
     def ring_empty(self) -> None:
@@ -53,7 +61,7 @@ class Polls:
     def page(self, number: int) -> None:
         """CR was written only to select a page."""
         if number == 0 and self._leaving:
-            self.idle += 1
+            self.card.idle += 1
             self._leaving = False
         elif number == 1:
             self.step()

@@ -95,6 +95,11 @@ class Rtl8139(Rtl8139Transmitter):
         self.state.isr &= ~value
         self._shown = None
 
+    @regs.write(0x3E, "ISR", count=2)
+    def write_isr_byte(self, index: int, value: int) -> None:
+        """The other byte's ones stay: it is not written back."""
+        self.write_isr(value << 8 * index)
+
     @regs.read(0xE0, "CPCR", 2)
     def read_cpcr(self) -> int:
         return self.state.cpcr
