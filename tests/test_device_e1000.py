@@ -213,8 +213,11 @@ def test_a_cable_that_is_pulled() -> None:
     assert card.get(ICR) & LSC
     assert card.get(STATUS) & 2
     assert [phy(card, 1) & 4 for _ in range(2)] == [4, 4]
+    phy(card, 19)
+    phy(card, 0, 0x1340)
     card.nic.set_link(False)
     card.nic.set_link(True)
+    assert phy(card, 19) == 0x0C00  # changed, and negotiated before that
     assert [phy(card, 1) & 4 for _ in range(2)] == [0, 4]  # a lost link is told of once
 
 
@@ -233,6 +236,7 @@ def test_a_phy_that_is_powered_down_has_no_link() -> None:
         (0x28, 0xFFFFFFFF), (0x2C, 0xFFFF), (0x30, 0xFFFF), (0x38, 0xFFFF), (0x170, 0xFFFF), (0x178, 0xC000FFFF),
         (0x410, 0x3FFFFFFF), (0x2168, 0xFFF8), (0x2800, 0xFFFFFFF0), (0x2804, 0xFFFFFFFF), (0x2808, 0xFFF80),
         (0x2810, 0xFFFF), (0x2818, 0xFFFF), (0x2820, 0xFFFF), (0x3800, 0xFFFFFFF0), (0x3804, 0xFFFFFFFF), (0x3808, 0xFFF80),
+        (0x3810, 0xFFFF),
         (0x3820, 0xFFFF), (RA + 8, 0xFFFFFFFF), (RA + 12, 0x8003FFFF), (RA + 124, 0x8003FFFF), (MTA, 0xFFFFFFFF),
         (MTA + 508, 0xFFFFFFFF), (VFTA + 508, 0xFFFFFFFF), (0x5F00, 0x7FF), (0x9800, 0xFFFFFFFF), (0x9BF8, 0xFFFFFFFF),
     ],
