@@ -159,6 +159,9 @@ def test_the_phy_tells_when_it_is_done() -> None:
     phy(card, 0, 0x1340)  # negotiate again
     assert card.get(ICR) == LSC
     assert phy(card, 0) == 0x1140
+    phy(card, 0, 0x1140)
+    phy(card, 0, 0x0340)  # nothing to negotiate
+    assert card.get(ICR) == 0
     phy(card, 16, 0x0070)
     phy(card, 0, 0xA100)  # the PHY's own reset makes settings take effect
     assert card.get(ICR) == LSC
@@ -189,6 +192,8 @@ def test_a_speed_that_is_all_that_is_advertised() -> None:
     card.put(CTRL, 0x1B41)  # the MAC may be forced too: 1000, full duplex
     card.put(CTRL, 0x1A41)
     assert card.get(STATUS) & 0xC1 == 0x81
+    card.put(CTRL, 0x1A40)
+    assert card.get(STATUS) & 0xC1 == 0x80
 
 
 def test_a_cable_that_is_pulled() -> None:

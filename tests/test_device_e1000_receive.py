@@ -97,6 +97,7 @@ def test_a_receiver_that_is_off_or_has_no_ring() -> None:
         before = card.get(register)
         card.put(register, value)
         assert not card.nic.receive(frame_to(MAC))
+        assert card.get(RNBC) == (register == RDLEN)  # the first time
         card.put(register, before)
     assert card.nic.receive(frame_to(MAC))
 

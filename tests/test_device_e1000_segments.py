@@ -144,6 +144,9 @@ def test_a_block_without_ip_only_gets_its_header_repeated() -> None:
     card.context((14, 24, 33), (34, 50, 0), TSE, len(payload), 40, 100)
     card.extended(header + payload, EOP | IFCS | TSE)
     assert card.go() == [header + payload[n : n + 100] for n in (0, 100, 200)]
+    card.context((14, 24, 33), (34, 50, 0), TSE, len(payload), 14, 100)
+    card.extended(header[:14] + payload, EOP | IFCS | TSE)
+    assert card.go() == [header[:14] + payload[n : n + 100] for n in (0, 100, 200)]
 
 
 @pytest.mark.parametrize(

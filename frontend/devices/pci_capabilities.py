@@ -42,12 +42,12 @@ class PowerManagement:
 
 
 class PciXCapability:
-    """PCI-X registers (PCI-X Addendum 1.0a, section 7.2), 8 bytes, of a function on a conventional bus."""
+    """PCI-X registers (PCI-X Addendum 1.0a, section 7.2), 8 bytes, of a function on a conventional bus: the
+    command register keeps what is written, the status is 0."""
 
-    def __init__(self, function: PciFunction, offset: int, following: int = 0, status: int = 0) -> None:
+    def __init__(self, function: PciFunction, offset: int, following: int = 0) -> None:
         add(function, PCI_X, offset, following)
         function.preset({offset + 2: 0x02})
-        function.preset({offset + 4 + i: status >> 8 * i & 0xFF for i in range(4)})
         function.allow({offset + 2: 0x7F})
 
 
