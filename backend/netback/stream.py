@@ -36,7 +36,8 @@ class Stream:
         self._timer: Timer | None = None
         self._delay = FIRST_DELAY
         self._watched: bool | None = None       # None: not watched; else whether for writing too
-        self._connect()
+        # Not from here: who made us cannot be told of a connection yet, and a UNIX socket connects at once.
+        loop.call_soon(self._connect)
 
     # -- the connection
     def _connect(self) -> None:
