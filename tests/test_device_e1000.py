@@ -23,6 +23,7 @@ from e1000_driver import (
     TCTL,
     TDH,
     TDT,
+    TX_RING,
     VFTA,
     Card,
     frame_to,
@@ -133,6 +134,17 @@ def test_a_software_reset_stops_everything_and_keeps_phy_and_packet_buffer() -> 
     card.start(EN | SECRC)
     assert card.nic.receive(frame_to(MAC))
     assert [data for data, *_ in card.receive_all()] == [frame_to(MAC)]
+
+
+def test_a_driver_may_rely_on_initial_values() -> None:
+    """Heads are 0, the link is set up, and nothing is half done."""
+    card = Card()
+    card.nic = E1000(MAC, card.memory, card.wire, lambda: card.now)
+    assert card.get(CTRL) & 0x1B41 == 0x241
+    for register, value in ((0x3800, TX_RING), (0x3808, 128), (TCTL, EN)):
+        card.put(register, value)
+    card.legacy(frame_to(MAC))
+    assert card.go() == [frame_to(MAC)]
 
 
 def test_the_phy_is_an_m88e1011_that_has_a_gigabit_link() -> None:

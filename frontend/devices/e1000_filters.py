@@ -49,7 +49,7 @@ class Filters:
 
     def tagged(self, frame: bytes) -> bool:
         """Whether a frame has a VLAN tag of type VET."""
-        return frame[12:14] == self.tag_type and len(frame) >= 18
+        return frame[12:14] == self.tag_type
 
     def judge(self, frame: bytes, rctl: int) -> int:
         """REJECTED, EXACT, or INEXACT: software has to look whether it wants it (RDESC.PIF)."""
