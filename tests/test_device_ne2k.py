@@ -364,6 +364,28 @@ def test_multicast_hash(address: bytes) -> None:
         assert (driver.take() is not None) == wanted
 
 
+def test_a_frame_takes_the_pages_that_it_needs_with_header_and_fcs() -> None:
+    for size, pages in ((248, 1), (249, 2), (504, 2), (505, 3)):
+        driver = Driver()
+        driver.card.receive(frame(size))
+        assert driver.fetch(FIRST << 8, 2) == bytes((1, FIRST + pages))
+
+
+def test_one_event_leaves_the_others_in_isr() -> None:
+    driver = Driver(flow=False)
+    driver.send(frame(60, PEER))
+    while driver.card.receive(frame(1000)):
+        pass
+    assert driver.get(ISR) == PRX | PTX | RDC | OVW | RST
+    driver.put(ISR, RDC)
+    driver.put(CR, STP | ABORT)
+    assert driver.get(ISR) == PRX | PTX | OVW | RST
+    driver.remote(READ, 0x4000, 0)
+    assert driver.get(ISR) == PRX | PTX | OVW | RDC
+    driver.put(ISR, PTX | OVW)
+    assert driver.get(ISR) == PRX | RDC
+
+
 def test_monitor_mode_counts() -> None:
     driver = Driver(MON)
     driver.put(IMR, CNT)

@@ -206,6 +206,14 @@ def test_frames_too_long_for_the_part_or_the_ring() -> None:
     assert empty.card.receive(frame())
 
 
+def test_a_frame_that_fills_its_buffer_exactly_is_in_one_piece() -> None:
+    driver = Driver(buffer=104)
+    driver.card.receive(frame(100))
+    assert driver.status(RX_RING, 0)[0] == FS | LS | 1 << 25 | 104
+    driver.card.receive(frame(101))
+    assert [driver.status(RX_RING, index)[0] & (OWN | FS | LS) for index in (1, 2, 3)] == [FS, LS, OWN]
+
+
 def test_a_new_ring_is_used_from_its_start() -> None:
     driver = Driver()
     driver.card.receive(frame(60, fill=1))
@@ -442,6 +450,8 @@ def test_tally_counters_are_dumped() -> None:
         driver.card.receive(frame(60, destination))
     driver.send(frame(60, PEER))
     driver.put(DTCCR + 4, 0, 4)
+    driver.put(DTCCR, 0x7000, 4)
+    assert driver.memory.read(0x7000, 16) == bytes(16)
     driver.put(DTCCR, 0x7000 | 8, 4)
     assert not driver.get(DTCCR, 4) & 8  # done
     sent, received = struct.unpack("<QQ", driver.memory.read(0x7000, 16))

@@ -47,7 +47,7 @@ class Rtl8139(Rtl8139Transmitter):
         if empty and self._shown_empty:
             self.idle += 1
         self._shown_empty = empty and bool(s.command & r.RE)
-        return s.command | empty  # BUFE is bit 0
+        return s.command | (r.BUFE if empty else 0)
 
     @regs.write(0x37, "CR")
     def write_cr(self, value: int) -> None:

@@ -22,7 +22,8 @@ ETHERNET = 14  # bytes of header
 FRAME_LIMIT = 65535
 PACKET_LIMIT = ETHERNET + 65535  # of a large send: the longest IP packet
 TES, TX_LENGTH = 1 << 23, 0xFFFF
-RX_MAR, RX_PAM, RX_BAR, RWT, RES = 1 << 26, 1 << 25, 1 << 24, 1 << 21, 1 << 20
+RWT, RES = 1 << 21, 1 << 20
+KIND_SHIFT = 11  # from the classic header's BAR, PAM and MAR to the descriptor's
 RX_LENGTH = 0x1FFF
 
 
@@ -128,7 +129,7 @@ def receive(memory: GuestMemory, base: int, index: int, frame: bytes, kind: int,
         room += each.command & RX_LENGTH
         if room >= len(data):
             sums = offload.verdict(frame) if cpcr & r.RXCHKSUM else 0
-            return behind, _complete(memory, taken, data, kind >> 13 << 24 | sums, tag)
+            return behind, _complete(memory, taken, data, kind << KIND_SHIFT | sums, tag)
     return index, r.RER
 
 

@@ -33,13 +33,13 @@ EECS, EESK, EEDI, EEDO = 8, 4, 2, 1
 CPTX, CPRX, RXCHKSUM, RXVLAN, CPCR_WRITABLE = 0x01, 0x02, 0x20, 0x40, 0x7B
 # TPPoll, transmit priority polling
 HPQ, NPQ, FSWINT = 0x80, 0x40, 0x01
-# BMCR, basic mode control: self-clearing ones, those that need CONFIG_WRITE, and what is kept
-BMCR_RESET, BMCR_RESTART, BMCR_PROTECTED, BMCR_WRITABLE = 0x8000, 0x0200, 0x3100, 0x3100
+# BMCR, basic mode control. What is writable needs CONFIG_WRITE; reset and restart clear themselves
+BMCR_RESET, BMCR_WRITABLE = 0x8000, 0x3100
 BMCR_INITIAL, BMSR_VALUE = 0x3100, 0x782D  # 100 Mb/s, full duplex, autonegotiated; link is up
 # CONFIG1: the decoders are on, whatever the EEPROM says
 MAPPED = 0x0C
 
-DTCCR_DUMP, DTCCR_RESET = 8, 1
+DTCCR_DUMP = 8
 TICK = 30  # nanoseconds of the PCI clock, which TCTR counts
 COUNTER = TICK << 32  # ... and in how many it wraps
 COUNTERS = 6
