@@ -8,6 +8,7 @@ cdef enum:
     TURN_BYTES = 128 << 10     # and bytes
     RUN_TURNS = 16             # turns before events are looked at again
     NO_PORT = 0xffffffff
+    LINK_STATS = 9
 
 cdef uint64_t AGE_NS = 300 * SECOND            # an address not heard of is forgotten (802.1Q, table 8-6)
 
@@ -20,6 +21,8 @@ cdef struct MacEntry:
 
 cdef class Switch:
     """The link between vifs, one uplink if any, and a capture of what crosses it.
+
+    counters: room for LINK_STATS u64, as statistics.LINK_FIELDS names them; they are set at the end of each run.
 
     Every call that may move frames takes `now` in ns of a clock that does not go back. After each, look at `deadline`.
     """
@@ -39,8 +42,9 @@ cdef class Switch:
     cdef readonly bint trouble         # a vif has failed: ask `failed`
     cdef readonly int64_t deadline     # ns: when to call `run` even if nothing happens; -1: never
     cdef readonly uint64_t frames, bytes, flooded, filtered
+    cdef Shared counters
 
-    def __cinit__(self, Uplink uplink=None, PcapWriter capture=None):
+    def __cinit__(self, Uplink uplink=None, PcapWriter capture=None, counters=None):
         self.table = <MacEntry *>calloc(MACS, sizeof(MacEntry))
         self.queue = <void **>calloc(PORTS_MAX * MAX_QUEUES, sizeof(void *))
         self.touched = <void **>calloc(PORTS_MAX * MAX_QUEUES, sizeof(void *))
@@ -48,6 +52,9 @@ cdef class Switch:
             raise MemoryError()
         self.uplink = uplink
         self.capture = capture
+        self.counters = None if counters is None else Shared(counters)
+        if self.counters is not None and self.counters.size < LINK_STATS * 8:
+            raise ValueError("no room for the counters")
         self.vifs = [None] * PORTS_MAX
         self.nr_ports = 1
         self.deadline = -1
@@ -440,7 +447,22 @@ cdef class Switch:
                 self._wake(NULL)
         if self.capture is not None:
             self.capture._flush()
+        if self.counters is not None:
+            self._count()
         return self._plan(now)
+
+    cdef void _count(self) noexcept nogil:
+        cdef uint64_t *count = <uint64_t *>self.counters.at
+        count[0] = self.frames
+        count[1] = self.bytes
+        count[2] = self.flooded
+        count[3] = self.filtered
+        if self.uplink is not None:
+            count[4] = self.uplink.sent_frames
+            count[5] = self.uplink.sent_bytes
+            count[6] = self.uplink.received_frames
+            count[7] = self.uplink.received_bytes
+            count[8] = self.uplink.dropped
 
     cdef void _look_around(self, uint64_t now) noexcept nogil:
         """What came since: buffers, credit, the end of somebody's patience."""

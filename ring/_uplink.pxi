@@ -20,7 +20,7 @@ cdef enum:
     STREAM_HEADER = 4          # big-endian length
     UPLINK_TURN = 64           # frames that come in before the vifs get their turn
     FRAME_OVERHEAD = 18        # Ethernet header and a VLAN tag: what mtu does not count
-    STREAM_ENDED = 1           # why a stream is broken
+    STREAM_ENDED = 1           # why an uplink is broken
     STREAM_LIED = 2
     STREAM_FAILED = 3
 
@@ -100,7 +100,7 @@ cdef class Uplink:
     cdef int state                     # as a sender: IDLE, RUNNABLE, WAITING
     cdef void *blocker
     cdef uint64_t progress             # when the peer last read something
-    cdef readonly int broken, error    # STREAM_*; the errno of STREAM_FAILED
+    cdef readonly int broken, error    # 0 or STREAM_*; the errno of STREAM_FAILED
     cdef readonly uint64_t sent_frames, sent_bytes, received_frames, received_bytes, dropped
 
     def __cinit__(self, int kind, int fd=-1, uint32_t mtu=1500, PcapWriter pcap=None):
@@ -164,7 +164,7 @@ cdef class Uplink:
                 return self._drop()
         elif self.out_end - self.out_start + STREAM_HEADER + p.size > STREAM_OUT:
             return WAIT if may_wait and not self.broken and now - self.progress < PATIENCE_NS else self._drop()
-        elif not self._stream(p, now):
+        elif not self._stream_unpadded(p, now):
             return self._drop()
         self.sent_frames += 1
         self.sent_bytes += p.size
@@ -173,6 +173,20 @@ cdef class Uplink:
     cdef int _drop(self) noexcept nogil:
         self.dropped += 1
         return DROPPED
+
+    cdef bint _stream_unpadded(self, NetPacket *p, uint64_t now) noexcept nogil:
+        """Send a frame without what pads it to Ethernet's least size: a socket has none, and passt (2023) takes an IP
+        packet to be as long as its frame, so that it loses count of padded acknowledgements."""
+        cdef uint32_t size = p.size, end = ip_end(p)
+        cdef size_t first = p.part[0].iov_len
+        cdef bint sent
+        if size <= LEAST_ON_WIRE and end < size and first == size:
+            p.size = end
+            p.part[0].iov_len = end
+        sent = self._stream(p, now)
+        p.size = size                          # the frame may go to others, too
+        p.part[0].iov_len = first
+        return sent
 
     cdef bint _stream(self, NetPacket *p, uint64_t now) noexcept nogil:
         """Length and frame straight into the socket; what it does not take is kept, all of the frame or the rest."""
@@ -242,6 +256,8 @@ cdef class Uplink:
             count = read_bytes(self.fd, self.into, STREAM_IN)
             if count > 0:
                 self.in_end = <uint32_t>count
+            elif errno != EAGAIN and errno != EINTR:
+                self._break(STREAM_FAILED, errno)      # somebody deleted the interface
         frame[0] = self.into
         return self.in_end
 

@@ -15,6 +15,11 @@ VIF_FIELDS: Final = (           # tx is what the guest transmitted, rx what it r
     "tx_packets", "tx_bytes", "rx_packets", "rx_bytes", "tx_dropped", "rx_dropped", "errors",
 )
 
+LINK_FIELDS: Final = (          # what crossed a link, and what of it went through its uplink; the order is _switch.pxi's
+    "frames", "bytes", "flooded", "filtered", "uplink_sent_frames", "uplink_sent_bytes",
+    "uplink_received_frames", "uplink_received_bytes", "uplink_dropped",
+)
+
 
 def statistics_path(runtime: Path, kind: str, domid: int, device: int) -> Path:
     """Where the backend of a domain's device counts; kind is "vbd" or "vif"."""
@@ -51,6 +56,21 @@ def vif_counters(path: Path) -> memoryview:
 def read_vif_statistics(path: Path) -> dict[str, int]:
     """Every counter of a vif by name; zeros when it was never connected."""
     return _read(path, VIF_FIELDS)
+
+
+def link_statistics_path(runtime: Path, name: str) -> Path:
+    """Where netback counts what crosses a link."""
+    return runtime / f"link-{name}.statistics"
+
+
+def link_counters(path: Path) -> memoryview:
+    """One u64 for each of LINK_FIELDS, for the compiled path to set. One writer."""
+    return map_words(path, len(LINK_FIELDS), create=not path.exists())
+
+
+def read_link_statistics(path: Path) -> dict[str, int]:
+    """Every counter of a link by name, since netback was last started; zeros before."""
+    return _read(path, LINK_FIELDS)
 
 
 def _read(path: Path, fields: tuple[str, ...]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from test_netback_uplinks import read_frames, tshark, write_pcap
 
 from miniguest.backend.netback.links import LinkConfig
 from miniguest.backend.netback.pcap import packets
+from miniguest.ring.statistics import link_statistics_path, read_link_statistics
 
 HOST, GUEST = bytes([10, 77, 0, 1]), bytes([10, 77, 0, 2])
 ARP, IPV4 = b"\x08\x06", b"\x08\x00"
@@ -360,11 +361,41 @@ def test_a_socket_and_its_peer_that_comes_and_goes(world: World, listener: socke
     link.reaches(vif)                           # without the peer it is a switch
 
 
+def test_link_statistics(world: World) -> None:
+    vif = world.vif("null").connect()
+    was = read_link_statistics(link_statistics_path(world.runtime, "null"))
+    for _ in range(3):
+        assert vif.q.send(vif.frame(b"\2" * 6, b"", 1000)) == OKAY
+    world.catch_up()
+    now = read_link_statistics(link_statistics_path(world.runtime, "null"))
+    assert {name: now[name] - was[name] for name in now if now[name] != was[name]} == {
+        "frames": 3, "bytes": 3000, "flooded": 3, "uplink_sent_frames": 3, "uplink_sent_bytes": 3000,
+    }
+    assert set(read_link_statistics(world.runtime / "none").values()) == {0}
+
+
+def test_a_tap_that_somebody_deletes(world: World, place: Namespace) -> None:
+    """The link goes on as a switch; netback does not run in circles."""
+    one, two = world.vif("big").connect(), world.vif("big").connect()
+    place.run("ip", "link", "delete", "mg-test1")
+    one.reaches(two)
+    assert one.q.send(one.frame(BROADCAST)) == OKAY
+    assert "link big: down" in (world.runtime / "netback.log").read_text()
+    two.reaches(one)
+
+
 def test_it_is_all_gone_when_netback_is(world: World, place: Namespace) -> None:
-    """Killed: the TAPs go with it, and its successor makes them again."""
+    """Killed: the TAPs go with it, and its successor makes them again; captures go on where they were."""
+    vif = world.vif("file").connect()
+    before = [frame for _, frame in packets(world.runtime / "out.pcap")]
     world.netback.kill(9)
     world.netback.reap()
+    with open(world.runtime / "out.pcap", "ab") as file:
+        file.write(b"half a record")
     assert "mg-test" not in place.run("ip", "-o", "link", "show")
     world.start_netback()
     world.others_work()
     assert "mg-test0" in place.run("ip", "-o", "link", "show")
+    assert vif.q.send(vif.frame(BROADCAST, b"after")) == OKAY
+    world.catch_up()
+    assert [frame for _, frame in packets(world.runtime / "out.pcap")] == [*before, vif.frame(BROADCAST, b"after")]

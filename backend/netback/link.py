@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from miniguest.backend.netback.links import LinkConfig, tap_error
+from miniguest.backend.netback.pcap import whole_packets
 from miniguest.backend.netback.replay import Replay
 from miniguest.backend.netback.stream import Stream
 from miniguest.backend.netback.tap import Tap
@@ -30,11 +31,16 @@ class Attachment(Protocol):
 class Link:
     """One link of the topology. OSError or LinkError when its uplink cannot be had.
 
-    loop: calls back when there is something to do. clock: ns.
+    loop: calls back when there is something to do. counters: statistics.link_counters. successor: another netback had
+    this link before, and files go on where it stopped. clock: ns.
     """
 
-    def __init__(self, name: str, config: LinkConfig, loop: Loop, clock: Clock = _core.now_ns) -> None:
+    def __init__(
+        self, name: str, config: LinkConfig, loop: Loop, counters: memoryview, successor: bool = False,
+        clock: Clock = _core.now_ns,
+    ) -> None:
         self.name = name
+        self._successor = successor
         self.mtu = config.mtu
         self._loop = loop
         self._clock = clock
@@ -46,7 +52,7 @@ class Link:
         with ExitStack() as undo:
             capture = self._writer(config.capture, undo) if config.capture else None
             self.uplink = self._make_uplink(config, undo)
-            self.switch = _core.Switch(self.uplink, capture)
+            self.switch = _core.Switch(self.uplink, capture, counters)
             self._undo = undo.pop_all()
         if self._attachment:
             self._undo.callback(self._attachment.close)
@@ -79,13 +85,16 @@ class Link:
             raise tap_error(config, error) from None
         undo.callback(tap.close)
         uplink = _core.Uplink(_core.UPLINK_TAP, tap.fd, config.mtu)
-        self._attachment = Watched(uplink, self._loop, self.uplink_ready)
+        self._attachment = Watched(self.name, uplink, self._loop, self.uplink_ready)
         return uplink
 
     def _writer(self, path: Path, undo: ExitStack) -> _core.PcapWriter:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        """A capture file: a new one, or what a predecessor left, without the record it was killed in."""
+        size = whole_packets(path) if self._successor else 0
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         undo.callback(os.close, fd)
-        return _core.PcapWriter(fd)
+        os.ftruncate(fd, size)
+        return _core.PcapWriter(fd, size == 0)
 
     # -- vifs
     def attach(self, vif: _core.Vif, failed: Callable[[str], None]) -> None:
@@ -149,7 +158,8 @@ class Link:
 class Watched:
     """Looks at an uplink's descriptor while the uplink wants frames, or has some that its peer did not take."""
 
-    def __init__(self, uplink: _core.Uplink, loop: Loop, ready: Callable[[], None]) -> None:
+    def __init__(self, name: str, uplink: _core.Uplink, loop: Loop, ready: Callable[[], None]) -> None:
+        self._name = name
         self._uplink = uplink
         self._loop = loop
         self._ready = ready
@@ -158,6 +168,9 @@ class Watched:
     def attend(self) -> None:
         """Watch for what can be used now: a frame that nobody takes yet must not wake us again and again."""
         uplink = self._uplink
+        if uplink.broken and uplink.fd >= 0:
+            log.error("link %s: down: %s", self._name, os.strerror(uplink.error))
+            uplink.attach(-1)
         wanted = None if uplink.fd < 0 or uplink.blocked else (uplink.fd, uplink.unsent > 0)
         if wanted == self._watched:
             return

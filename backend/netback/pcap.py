@@ -1,4 +1,5 @@
 """Packets of a capture file (the classic pcap format: pcap-savefile(5)), one after the other."""
+import contextlib
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,3 +49,12 @@ def _packets(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         if len(frame) < captured:
             raise PcapError(f"{path}: ends within packet {number}")
         yield seconds * 1_000_000_000 + fraction * unit, frame
+
+
+def whole_packets(path: Path) -> int:
+    """How many bytes of a file are a capture with nothing missing: 0 when it is none, or not there."""
+    size = 0
+    with contextlib.suppress(PcapError):
+        for _, frame in packets(path):
+            size = (size or 24) + 16 + len(frame)
+    return size

@@ -7,6 +7,7 @@ from miniguest.backend.netback.link import Link
 from miniguest.backend.netback.links import LinkConfig
 from miniguest.ring.errors import UserError
 from miniguest.ring.process import Process
+from miniguest.ring.statistics import link_counters, link_statistics_path
 from miniguest.ring.xenbus import Keys
 
 
@@ -15,7 +16,9 @@ def main(process: Process, links: Mapping[str, LinkConfig]) -> None:
     cannot be had."""
     made: dict[str, Link] = {}
     for name, config in links.items():
-        made[name] = Link(name, config, process.loop)
+        path = link_statistics_path(process.runtime, name)
+        successor = path.exists()               # of a netback that was killed
+        made[name] = Link(name, config, process.loop, link_counters(path), successor)
         process.undo.callback(made[name].close)
     store = process.xenstore()
 
