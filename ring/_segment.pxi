@@ -98,3 +98,20 @@ cdef void segment_headers(NetPacket *p, Segments *s, NetPacket *frame, uint32_t 
     put_be16(ip + 4, be16(ip + 4) + s.index)
     put_be16(ip + 10, 0)
     put_be16(ip + 10, ~ones_sum(ip, p.l4 - p.l3, 0))
+
+
+cdef void copy_parts(NetPacket *p, uint32_t *part, size_t *skip, uint8_t *to, uint32_t count) noexcept nogil:
+    """Copy the next `count` bytes of a frame from (part, skip) on, which move; to NULL: pass over them."""
+    cdef size_t length
+    while count:
+        length = p.part[part[0]].iov_len - skip[0]
+        if length > count:
+            length = count
+        if to != NULL:
+            memcpy(to, <uint8_t *>p.part[part[0]].iov_base + skip[0], length)
+            to += length
+        count -= <uint32_t>length
+        skip[0] += length
+        if skip[0] == p.part[part[0]].iov_len:
+            part[0] += 1
+            skip[0] = 0
