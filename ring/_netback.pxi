@@ -23,6 +23,7 @@ cdef class VifQueue(VifTransmit):
     cdef BackRing rx
     cdef object notify_rx
     cdef NetRxRequest rx_slots[NET_RING]       # private copies of the ring's slots, each in its own place
+    cdef NetRxResponse rx_answers[NET_RING]    # in the same places, until they are pushed
     cdef uint32_t rx_copied                    # up to here
     cdef bint rx_notify, rx_event
     cdef bint touched                          # has responses that were not pushed
@@ -81,7 +82,7 @@ cdef class VifQueue(VifTransmit):
             flags |= NET_EXTRA_INFO
         while left:
             request = &self.rx_slots[self.rx.req_cons & self.rx.index_mask]
-            response = <NetRxResponse *>(self.rx.ring + (self.rx.req_cons & self.rx.index_mask) * RX_SLOT)
+            response = &self.rx_answers[self.rx.req_cons & self.rx.index_mask]
             count = left if left < PAGE else PAGE
             handle = self.vif.mapper._map(self.vif.table, request.gref, False, &frame)
             copy_parts(p, &part, &skip, self.vif.memory.at + <uint64_t>frame * PAGE if handle >= 0 else NULL, count)
@@ -111,7 +112,7 @@ cdef class VifQueue(VifTransmit):
         """Extra infos take the place of the next buffers, which go back unused."""
         cdef NetExtra *extra
         if p.gso_type:
-            extra = <NetExtra *>(self.rx.ring + (self.rx.req_cons & self.rx.index_mask) * RX_SLOT)
+            extra = <NetExtra *>&self.rx_answers[self.rx.req_cons & self.rx.index_mask]
             memset(extra, 0, RX_SLOT)
             extra.type = NET_EXTRA_GSO
             extra.flags = NET_EXTRA_MORE if p.hash_type else 0
@@ -119,7 +120,7 @@ cdef class VifQueue(VifTransmit):
             extra.bytes[2] = p.gso_type
             self.rx.req_cons += 1
         if p.hash_type:
-            extra = <NetExtra *>(self.rx.ring + (self.rx.req_cons & self.rx.index_mask) * RX_SLOT)
+            extra = <NetExtra *>&self.rx_answers[self.rx.req_cons & self.rx.index_mask]
             memset(extra, 0, RX_SLOT)
             extra.type = NET_EXTRA_HASH
             extra.bytes[0] = p.hash_type - 1
@@ -128,8 +129,11 @@ cdef class VifQueue(VifTransmit):
             self.rx.req_cons += 1
 
     cdef void _push_rx(self) noexcept nogil:
-        cdef uint32_t count = self.rx.rsp_prod_pvt - self.rx.pushed
+        cdef uint32_t i, at, count = self.rx.rsp_prod_pvt - self.rx.pushed
         if count:
+            for i in range(count):             # as in _push_tx
+                at = (self.rx.pushed + i) & self.rx.index_mask
+                memcpy(self.rx.ring + at * RX_SLOT, &self.rx_answers[at], sizeof(NetRxResponse))
             self.stat[STAT_RX_RESPONSES] += count
             if self.rx._push():
                 self.rx_notify = True

@@ -1,68 +1,37 @@
-# A learning switch between vifs and an uplink (IEEE 802.1Q, 8.6-8.8), with back pressure instead of loss.
+# The link's switch: senders in turn, back pressure instead of loss, and what happens with time.
 cdef enum:
-    PORTS_MAX = 1024           # of a switch; port 0 is the uplink
-    MACS = 4096                # slots of the table
-    MACS_MOST = 2048           # addresses in it
-    MACS_OF_VIF = 256          # addresses one vif may be at: none can push out the others'
     TURN_SLOTS = 64            # packets that a queue sends in its turn
     TURN_BYTES = 128 << 10     # and bytes
     RUN_TURNS = 16             # turns before events are looked at again
-    NO_PORT = 0xffffffff
     LINK_STATS = 9
 
-cdef uint64_t AGE_NS = 300 * SECOND            # an address not heard of is forgotten (802.1Q, table 8-6)
 
-cdef struct MacEntry:
-    uint64_t mac
-    uint64_t seen              # ns
-    uint32_t port
-    bint used
-
-
-cdef class Switch:
+cdef class Switch(Forwarding):
     """The link between vifs, one uplink if any, and a capture of what crosses it.
 
     counters: room for LINK_STATS u64, as statistics.LINK_FIELDS names them; they are set at the end of each run.
 
     Every call that may move frames takes `now` in ns of a clock that does not go back. After each, look at `deadline`.
     """
-    cdef void *port[PORTS_MAX]
     cdef list vifs                     # keeps them alive, by port
-    cdef uint32_t nr_ports
-    cdef Uplink uplink
-    cdef PcapWriter capture
-    cdef MacEntry *table
-    cdef uint32_t nr_macs
-    cdef uint64_t swept
     cdef void **queue                  # all queues of all vifs
     cdef uint32_t nr_queues, turn_of
-    cdef void **touched                # those with unpushed receive responses
-    cdef uint32_t nr_touched
-    cdef void *blocker                 # of the last frame that was told to WAIT; NULL: the uplink
     cdef readonly bint trouble         # a vif has failed: ask `failed`
     cdef readonly int64_t deadline     # ns: when to call `run` even if nothing happens; -1: never
-    cdef readonly uint64_t frames, bytes, flooded, filtered
     cdef Shared counters
 
     def __cinit__(self, Uplink uplink=None, PcapWriter capture=None, counters=None):
-        self.table = <MacEntry *>calloc(MACS, sizeof(MacEntry))
         self.queue = <void **>calloc(PORTS_MAX * MAX_QUEUES, sizeof(void *))
-        self.touched = <void **>calloc(PORTS_MAX * MAX_QUEUES, sizeof(void *))
-        if self.table == NULL or self.queue == NULL or self.touched == NULL:
+        if self.queue == NULL:
             raise MemoryError()
-        self.uplink = uplink
-        self.capture = capture
         self.counters = None if counters is None else Shared(counters)
         if self.counters is not None and self.counters.size < LINK_STATS * 8:
             raise ValueError("no room for the counters")
         self.vifs = [None] * PORTS_MAX
-        self.nr_ports = 1
         self.deadline = -1
 
     def __dealloc__(self):
-        free(self.table)
         free(self.queue)
-        free(self.touched)
 
     # -- ports
     def attach(self, Vif vif not None):
@@ -81,7 +50,6 @@ cdef class Switch:
 
     def detach(self, Vif vif not None):
         """A vif leaves: what waited for it is dropped, who waited for it goes on, its addresses are forgotten."""
-        cdef uint32_t i
         cdef VifQueue queue
         if not vif.port or self.port[vif.port] != <void *>vif:
             return
@@ -92,12 +60,8 @@ cdef class Switch:
                 queue._forget_first()
         self.port[vif.port] = NULL
         self.vifs[vif.port] = None
-        for i in range(MACS):
-            if self.table[i].used and self.table[i].port == vif.port:
-                self.table[i].seen = 0         # swept below
-        self._sweep(AGE_NS)
+        self.macs._sweep(0, vif.port)
         vif.port = 0
-        vif.nr_learned = 0
         self._list_queues()
 
     cdef void _list_queues(self):
@@ -111,174 +75,8 @@ cdef class Switch:
 
     def port_of(self, const uint8_t[::1] mac not None, uint64_t now):
         """The port an address is at; None when that is not known."""
-        cdef uint32_t found = self._find(&mac[0], now) if mac.shape[0] == MAC_SIZE else NO_PORT
+        cdef uint32_t found = self.macs._find(&mac[0], now) if mac.shape[0] == MAC_SIZE else NO_PORT
         return None if found == NO_PORT else found
-
-    # -- addresses
-    cdef MacEntry *_slot(self, uint64_t mac) noexcept nogil:
-        """Where an address is in the table, or would be."""
-        cdef uint32_t at = <uint32_t>(mac * <uint64_t>0x9e3779b97f4a7c15 >> 40) % MACS
-        while self.table[at].used and self.table[at].mac != mac:
-            at = (at + 1) % MACS
-        return &self.table[at]
-
-    cdef uint32_t _find(self, const uint8_t *mac, uint64_t now) noexcept nogil:
-        cdef MacEntry *entry = self._slot(mac_number(mac))
-        if not entry.used or now - entry.seen >= AGE_NS:
-            return NO_PORT
-        return entry.port
-
-    cdef void _learn(self, const uint8_t *mac, uint32_t port, uint64_t now) noexcept nogil:
-        cdef uint64_t number = mac_number(mac)
-        cdef MacEntry *entry
-        if is_multicast(mac) or number == 0:
-            return
-        entry = self._slot(number)
-        if entry.used and entry.port == port:
-            entry.seen = now
-            return
-        if port and (<Vif>self.port[port]).nr_learned >= MACS_OF_VIF or not entry.used and self.nr_macs >= MACS_MOST:
-            if now - self.swept < SECOND:      # a sweep costs: no more than one a second
-                return
-            self._sweep(now)
-            self.swept = now
-            entry = self._slot(number)
-            if port and (<Vif>self.port[port]).nr_learned >= MACS_OF_VIF or not entry.used and self.nr_macs >= MACS_MOST:
-                return
-        if not entry.used:
-            entry.used = True
-            entry.mac = number
-            self.nr_macs += 1
-        elif entry.port:
-            (<Vif>self.port[entry.port])._count_learned(-1)
-        entry.port = port
-        entry.seen = now
-        if port:
-            (<Vif>self.port[port])._count_learned(1)
-
-    cdef void _sweep(self, uint64_t now) noexcept nogil:
-        """Forget what is too old; the rest may move to another slot."""
-        cdef MacEntry *old = self.table
-        cdef MacEntry *new = <MacEntry *>calloc(MACS, sizeof(MacEntry))
-        cdef uint32_t i
-        if new == NULL:
-            return
-        self.table = new
-        self.nr_macs = 0
-        for i in range(MACS):
-            if not old[i].used:
-                continue
-            if old[i].seen == 0 or now >= old[i].seen + AGE_NS:
-                if old[i].port and self.port[old[i].port] != NULL:
-                    (<Vif>self.port[old[i].port])._count_learned(-1)
-                continue
-            self._slot(old[i].mac)[0] = old[i]
-            self.nr_macs += 1
-        free(old)
-
-    # -- forwarding
-    cdef int _forward(self, NetPacket *p, uint64_t now) noexcept nogil:
-        """Send a frame where it belongs: TAKEN or DROPPED, or WAIT: nothing was done, `blocker` says for whom."""
-        cdef uint32_t out
-        cdef int what = TAKEN
-        self._learn(p.head + MAC_SIZE, p.source, now)
-        out = NO_PORT if is_multicast(p.head) else self._find(p.head, now)
-        if out == p.source:
-            self.filtered += 1
-            return TAKEN
-        if out != NO_PORT:
-            what = self._to_port(out, p, True, now)
-            if what == WAIT:
-                return WAIT
-        self.frames += 1
-        self.bytes += p.size
-        if self.capture is not None:
-            self.capture._add(p)
-        if out == NO_PORT:
-            self._flood(p, now)
-        return what
-
-    cdef void _flood(self, NetPacket *p, uint64_t now) noexcept nogil:
-        """To every port but its own. Nobody waits: one slow receiver would stop them all."""
-        cdef uint32_t out
-        self.flooded += 1
-        for out in range(self.nr_ports):
-            if out != p.source and (out == 0 or self.port[out] != NULL and (<Vif>self.port[out])._wants(p.head)):
-                self._to_port(out, p, False, now)
-
-    cdef int _to_port(self, uint32_t out, NetPacket *p, bint may_wait, uint64_t now) noexcept nogil:
-        """To one port, in the form that it takes: checksum complete, or cut into segments."""
-        if out == 0:
-            self.blocker = NULL
-            return self._to_uplink(p, may_wait, now) if self.uplink is not None else DROPPED
-        return self._to_vif(<Vif>self.port[out], p, may_wait, now)
-
-    cdef int _to_uplink(self, NetPacket *p, bint may_wait, uint64_t now) noexcept nogil:
-        cdef int what
-        cdef Segments s
-        cdef NetPacket frame
-        if p.gso_type and self.uplink.kind != UPLINK_NULL:
-            if not begin_segments(p, &s):
-                return self.uplink._drop()
-            if may_wait and self.uplink.out_end - self.uplink.out_start + p.size + s.count * (s.header + STREAM_HEADER) > STREAM_OUT \
-                    and not self.uplink.broken and now - self.uplink.progress < PATIENCE_NS:
-                return WAIT
-            while next_segment(p, &s, &frame):
-                self.uplink._send(&frame, False, now)
-            return TAKEN
-        if p.flags & RX_CSUM_BLANK:
-            fill_checksum(p)
-            p.part[0].iov_base = p.full
-        what = self.uplink._send(p, may_wait, now)
-        p.part[0].iov_base = p.head
-        return what
-
-    cdef int _to_vif(self, Vif vif, NetPacket *p, bint may_wait, uint64_t now) noexcept nogil:
-        cdef void *to = vif.queue[vif._choose(p)]
-        cdef uint16_t flags = p.flags
-        cdef int what
-        self.blocker = to
-        self._touch(to)
-        if p.gso_type and not (vif.gso_v6 if p.gso_type == GSO_TCPV6 else vif.gso_v4):
-            return self._cut(<VifQueue>to, p, may_wait, now)
-        if flags & RX_CSUM_BLANK and not p.gso_type and not (vif.csum_v6 if p.v6 else vif.csum_v4):
-            fill_checksum(p)
-            p.part[0].iov_base = p.full
-            p.flags = RX_DATA_VALIDATED
-        what = (<VifQueue>to)._offer(p, may_wait, now)
-        p.part[0].iov_base = p.head
-        p.flags = flags
-        return what
-
-    cdef int _cut(self, VifQueue to, NetPacket *p, bint may_wait, uint64_t now) noexcept nogil:
-        """A GSO packet for a vif that takes none. All of its frames find a place, or it waits."""
-        cdef Segments s
-        cdef NetPacket frame
-        cdef uint32_t bytes
-        if not begin_segments(p, &s):
-            return to._drop()
-        bytes = p.size + s.count * (s.header + <uint32_t>sizeof(Waiting))
-        if to.first != NULL:
-            to._deliver_waiting(now)
-        if may_wait and to.waiting_bytes + bytes > QUEUE_BYTES and to.vif.rx_notify and not to.stalled \
-                and now - to.progress < PATIENCE_NS:
-            return WAIT
-        while next_segment(p, &s, &frame):
-            to._offer(&frame, False, now)
-        return TAKEN
-
-    cdef void _touch(self, void *queue) noexcept nogil:
-        if not (<VifQueue>queue).touched:
-            (<VifQueue>queue).touched = True
-            self.touched[self.nr_touched] = queue
-            self.nr_touched += 1
-
-    cdef void _push_touched(self) noexcept nogil:
-        cdef uint32_t i
-        for i in range(self.nr_touched):
-            (<VifQueue>self.touched[i])._push_rx()
-            (<VifQueue>self.touched[i]).touched = False
-        self.nr_touched = 0
 
     # -- senders
     cdef void _serve(self, VifQueue q, uint64_t now) noexcept nogil:

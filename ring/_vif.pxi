@@ -75,7 +75,6 @@ cdef class Vif:
     cdef uint8_t key[HASH_KEY_MAX]
     cdef uint32_t mapping[MAX_MAPPING]
     cdef readonly uint32_t mapping_size
-    cdef uint32_t nr_learned
 
     def __init__(self, Mapper mapper not None, GrantTable table not None, memory, counters):
         self.mapper = mapper
@@ -155,9 +154,6 @@ cdef class Vif:
 
     cdef void _spend(self, uint32_t size) noexcept nogil:
         self.credit -= size
-
-    cdef void _count_learned(self, int32_t change) noexcept nogil:
-        self.nr_learned += change
 
     cdef bint _change_filter(self, uint8_t type, const uint8_t *mac) noexcept nogil:
         """XEN_NETIF_EXTRA_TYPE_MCAST_ADD and _DEL; False when the filter is full."""

@@ -35,6 +35,7 @@ cdef class VifTransmit:
     cdef BackRing tx
     cdef object notify_tx
     cdef NetTxRequest tx_slots[NET_RING]       # private copies of the ring's slots, each in its own place
+    cdef NetTxResponse tx_answers[NET_RING]    # in the same places, until they are pushed
     cdef uint32_t tx_copied                    # up to here
     cdef Chain chain
     cdef int32_t handles[18]
@@ -187,7 +188,7 @@ cdef class VifTransmit:
         cdef NetTxResponse *response
         for i in range(c.slots):
             at = self.tx.req_cons & self.tx.index_mask
-            response = <NetTxResponse *>(self.tx.ring + at * TX_SLOT)
+            response = &self.tx_answers[at]
             if 1 <= i <= c.extras:
                 response.id = 0
                 response.status = NET_RSP_NULL
@@ -200,8 +201,13 @@ cdef class VifTransmit:
             self.stat[STAT_ERRORS] += 1
 
     cdef void _push_tx(self) noexcept nogil:
-        cdef uint32_t count = self.tx.rsp_prod_pvt - self.tx.pushed
+        cdef uint32_t i, at, count = self.tx.rsp_prod_pvt - self.tx.pushed
         if count:
+            # Only now, and at once: a response takes its request's place, and who is killed between that and the push
+            # leaves a successor with neither.
+            for i in range(count):
+                at = (self.tx.pushed + i) & self.tx.index_mask
+                memcpy(self.tx.ring + at * TX_SLOT, &self.tx_answers[at], sizeof(NetTxResponse))
             self.stat[STAT_TX_RESPONSES] += count
             if self.tx._push():
                 self.tx_notify = True

@@ -6,7 +6,8 @@
  *
  * Sends `frames` frames of mixed sizes, up to 65,535 bytes in up to 18 pieces, to the vif `to`, each with its number and
  * a checksum in it, and receives as many from there. Every frame must come, once, whole and in order, however few
- * buffers (`buffers`) are posted at a time. With `loose` they need not all come, only whole, and all must be answered.
+ * buffers (`buffers`) are posted at a time. With `loose` they need not all come, only whole, and all must be
+ * answered, if some with an error: netback is killed meanwhile.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -55,8 +56,8 @@ static netif_rx_front_ring_t rx;
 static int tx_page[65536], rx_page[256];
 static int spare[POOL], spares, bell;
 static uint8_t mac[6], to[6], received[MOST + PAGE];
-static unsigned long sent, answered, arrived, bytes_out, bytes_in, length, notified;
-static int more_data, frame_flags;
+static unsigned long sent, answered, arrived, bytes_out, bytes_in, length, notified, refused;
+static int more_data, frame_flags, spoilt;
 
 static void die(const char *format, ...)
 {
@@ -278,7 +279,8 @@ static void take_answers(void)
             netif_tx_response_t response;
             RING_COPY_RESPONSE(&tx, tx.rsp_cons, &response);
             tx.rsp_cons++;
-            if (response.status != NETIF_RSP_OKAY || !tx_page[response.id])
+            refused += response.status == NETIF_RSP_ERROR;
+            if ((response.status != NETIF_RSP_OKAY && !arg.loose) || !tx_page[response.id])
                 die("transmit response: id %u, status %d", response.id, response.status);
             give_frame(tx_page[response.id]);
             tx_page[response.id] = 0;
@@ -307,20 +309,26 @@ static void take_piece(const netif_rx_response_t *response, unsigned slot)
 {
     if (response->id != slot)
         die("receive response %u is in slot %u", response->id, slot);
-    if (response->status < 0 || response->offset + response->status > PAGE || length + response->status > MOST)
+    if (response->status < 0 && arg.loose)
+        spoilt = 1;
+    else if (response->status < 0 || response->offset + response->status > PAGE || length + response->status > MOST)
         die("receive response: offset %u, status %d, %lu bytes before", response->offset, response->status, length);
     if (!more_data)
         frame_flags = response->flags;
-    memcpy(received + length, memory + (size_t)rx_page[slot] * PAGE + response->offset, response->status);
-    length += response->status;
+    if (!spoilt) {
+        memcpy(received + length, memory + (size_t)rx_page[slot] * PAGE + response->offset, response->status);
+        length += response->status;
+    }
     give_frame(rx_page[slot]);
     more_data = response->flags & NETRXF_more_data;
     if (more_data)
         return;
     if (frame_flags & (NETRXF_extra_info | NETRXF_csum_blank))
         die("flags %#x, which nobody sent", frame_flags);
-    check(received, length);
-    length = 0;
+    if (!spoilt)
+        check(received, length);
+    refused += spoilt;
+    length = spoilt = 0;
 }
 
 static void receive(void)
@@ -447,6 +455,7 @@ int main(int argc, char **argv)
     fflush(stdout);
     expect("go");
     run();
-    printf("sent %lu out %lu arrived %lu in %lu slots %lu notified %lu\n", sent, bytes_out, arrived, bytes_in, answered, notified);
+    printf("sent %lu out %lu arrived %lu in %lu slots %lu notified %lu refused %lu\n", sent, bytes_out, arrived, bytes_in, answered,
+           notified, refused);
     return 0;
 }
