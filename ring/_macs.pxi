@@ -87,7 +87,7 @@ cdef class MacTable:
         for i in range(MACS):
             if not old[i].used:
                 continue
-            if now - old[i].seen >= AGE_NS or old[i].port == port:
+            if now >= old[i].seen + AGE_NS or old[i].port == port:
                 self.at_port[old[i].port] -= 1
                 continue
             self._slot(old[i].mac)[0] = old[i]
