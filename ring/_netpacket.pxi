@@ -2,6 +2,7 @@
 cdef enum:
     HEAD = 128                 # bytes of a frame that are copied before anything is decided: its headers
     PARTS = 32                 # the head, the sender's slots, and one to spare
+    LEAST_ON_WIRE = 60         # bytes of a frame without its FCS (IEEE 802.3, 3.2.8)
     MAC_SIZE = 6
     VLAN_TAG = 4
     NET_CSUM_BLANK = 1         # NETTXF_csum_blank
@@ -100,6 +101,15 @@ cdef void look_at_headers(NetPacket *p) noexcept nogil:
         look_at_ipv4(p, at)
     elif type == ETHERTYPE_IPV6 and at + 40 <= p.head_size and p.head[at] >> 4 == 6:
         look_at_ipv6(p, at)
+
+
+cdef uint32_t ip_end(NetPacket *p) noexcept nogil:
+    """Where the IP packet in a frame ends by its own word; the frame's end when there is none."""
+    if not p.l3:
+        return p.size
+    if p.v6:
+        return p.l3 + 40 + be16(p.head + p.l3 + 4)
+    return p.l3 + be16(p.head + p.l3 + 2)
 
 
 cdef void look_at_ipv4(NetPacket *p, uint32_t at) noexcept nogil:

@@ -335,6 +335,21 @@ def test_frames_too_short_to_be_any_are_passed_over(directory: Path) -> None:
     close(rig, theirs)
 
 
+def test_a_socket_needs_no_padding(directory: Path) -> None:
+    """Ethernet's least size is not a stream's: what an IP packet is padded with stays behind, and only that."""
+    rig, theirs = stream(directory)
+    vif, other = rig.vif(), rig.vif()
+    other.q.post(4)
+    packet = struct.pack(">BBHHHBBH8x", 0x45, 0, 40, 0, 0, 64, 6, 0) + bytes(20)
+    short = BROADCAST + vif.mac + b"\x08\x00" + packet
+    frames = [short.ljust(60, b"\0"), short.ljust(61, b"\0"), short, vif.frame(BROADCAST)]
+    for frame in frames:
+        assert vif.q.send(frame) == OKAY
+    assert read_frames(theirs, 4) == [short, *frames[1:]]
+    assert other.received() == frames                       # a vif gets what was sent
+    close(rig, theirs)
+
+
 def test_the_peer_goes(directory: Path) -> None:
     rig, theirs = stream(directory)
     assert rig.uplink

@@ -103,15 +103,21 @@ class Connection:
         ring = self._ring(keys.number("ctrl-ring-ref"), CTRL_REQUEST, CTRL_RESPONSE)
         port = self._bind(keys.number("event-channel-ctrl"), undo)
         control = Control(self.vif, ring, port.notify, self._copy_grant)
+        connected = True
+
+        def leave() -> None:
+            nonlocal connected
+            connected = False
 
         def serve() -> None:
             try:
-                if control.serve():
+                if connected and control.serve():       # a turn that was due when the ring was unmapped has nothing to do
                     self._process.loop.call_soon(serve)
             except RingError as error:
                 self._failed(f"control ring: {error}")
 
         self._process.loop.on_port(port, serve)
+        undo.callback(leave)
 
     def _ring(self, gref: int, request: Layout, response: Layout) -> _core.BackRing:
         handle, frame = self._process.mapper.map(self._table, gref)
