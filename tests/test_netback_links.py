@@ -171,10 +171,14 @@ def running(place: Namespace, listener: socket.socket) -> Iterator[World]:
         listener.bind(str(runtime / "peer.sock"))
         listener.listen()
         listener.settimeout(WATCHDOG)
+        place.run("ip", "tuntap", "add", "dev", "mg-old", "mode", "tap")
+        place.run("ip", "link", "set", "mg-old", "mtu", "1400")
         write_pcap(runtime / "in.pcap", [(9, n, BROADCAST + b"\2" * 6 + bytes([n]) * 50) for n in range(5)])
         world = World(supervisor, runtime, {
             "tap": LinkConfig("tap", device="mg-test0", address="10.77.0.1/24", capture=runtime / "tap.pcap"),
             "big": LinkConfig("tap", device="mg-test1", mtu=9000),
+            "old": LinkConfig("tap", device="mg-old", address="10.78.0.1/24"),
+            "six": LinkConfig("tap", device="mg-six", address="fd00:77::1/64"),
             "file": LinkConfig("pcap", file=runtime / "out.pcap", replay=runtime / "in.pcap"),
             "socket": LinkConfig("socket", path=runtime / "peer.sock"),
             "null": LinkConfig("null"),
@@ -196,6 +200,19 @@ def test_the_tap_is_up_as_configured(world: World, place: Namespace) -> None:
     assert "UP" in shown
     assert "mtu 1500" in shown
     assert "mtu 9000" in place.run("ip", "-o", "link", "show", "mg-test1")
+    assert "fd00:77::1/64" in place.run("ip", "-o", "address", "show", "mg-six")
+
+
+def test_a_tap_that_was_there_is_left_as_it_is(world: World, place: Namespace) -> None:
+    """Its owner has set it up, or will."""
+    assert "mtu 1400" in place.run("ip", "-o", "link", "show", "mg-old")
+    assert "10.78.0.1" not in place.run("ip", "-o", "address", "show", "mg-old")
+    place.run("ip", "link", "set", "mg-old", "up")
+    vif, other = world.vif("old").connect(), world.vif("old").connect(buffers=100)
+    frame = vif.frame(BROADCAST, b"out")
+    assert vif.q.send(frame) == OKAY
+    while other.q.receive() != frame:
+        pass
 
 
 PING = """
@@ -393,6 +410,7 @@ def test_it_is_all_gone_when_netback_is(world: World, place: Namespace) -> None:
     with open(world.runtime / "out.pcap", "ab") as file:
         file.write(b"half a record")
     assert "mg-test" not in place.run("ip", "-o", "link", "show")
+    assert "mg-old" in place.run("ip", "-o", "link", "show")
     world.start_netback()
     world.others_work()
     assert "mg-test0" in place.run("ip", "-o", "link", "show")

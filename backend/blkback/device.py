@@ -7,7 +7,7 @@ from typing import Final
 from miniguest.backend.blkback.formats import FORMATS, Format
 from miniguest.backend.blkback.image import SECTOR, Image
 from miniguest.backend.blkback.requests import MAX_INDIRECT_SEGMENTS, Executor
-from miniguest.backend.blkback.sparingly import SparingLog
+from miniguest.backend.sparingly import SparingLog
 from miniguest.ring import _core
 from miniguest.ring.abi.blkif import VDISK_READONLY
 from miniguest.ring.abi.protocols import XEN_IO_PROTO_ABI_NATIVE

@@ -10,7 +10,7 @@ from typing import Final
 
 from miniguest.backend.blkback.formats import Format
 from miniguest.backend.blkback.image import SECTOR, Image
-from miniguest.backend.blkback.sparingly import SparingLog
+from miniguest.backend.sparingly import SparingLog
 from miniguest.ring import _core
 from miniguest.ring.abi.blkif import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,

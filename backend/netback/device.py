@@ -3,9 +3,9 @@ import logging
 from contextlib import ExitStack
 from typing import Final
 
-from miniguest.backend.blkback.sparingly import SparingLog
 from miniguest.backend.netback.connection import MAX_QUEUES, Connection
 from miniguest.backend.netback.link import Link
+from miniguest.backend.sparingly import SparingLog
 from miniguest.ring import _core
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, PeerError, XenstoreError
