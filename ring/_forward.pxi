@@ -107,7 +107,7 @@ cdef class Forwarding:
         if to.first != NULL:
             to._deliver_waiting(now)
         if may_wait and to.waiting_bytes + bytes > QUEUE_BYTES and to.vif.rx_notify and not to.stalled \
-                and now - to.progress < PATIENCE_NS:
+                and now - to.paced < PATIENCE_NS:
             return WAIT
         while next_segment(p, &s, &frame):
             to._offer(&frame, False, now)

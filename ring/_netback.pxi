@@ -7,6 +7,7 @@ cdef enum:
     TAKEN = 0                  # what became of a frame: it went on its way
     DROPPED = 1
     WAIT = 2                   # nowhere yet: the sender is to offer it again
+    PACE = 16                  # buffers a second that a receiver must get through to be waited for
 
 cdef uint64_t PATIENCE_NS = SECOND             # how long a sender waits for a receiver that does not move
 cdef uint64_t DRAIN_NS = 10 * SECOND           # how long a frame waits for buffers
@@ -31,6 +32,9 @@ cdef class VifQueue(VifTransmit):
     cdef Waiting *last
     cdef readonly uint32_t waiting_frames, waiting_bytes
     cdef uint64_t progress                     # when the receiver last had or posted buffers, ns
+    # A receiver that posts one buffer now and then would hold up whoever sends to it, and so all that those send.
+    cdef uint64_t paced                        # when it last got through PACE buffers, or frames began to wait, ns
+    cdef uint32_t paced_at                     # req_cons then
     cdef readonly bint starved, stalled
 
     def __init__(self, Vif vif, BackRing tx, BackRing rx, notify_tx, notify_rx):
@@ -152,9 +156,7 @@ cdef class VifQueue(VifTransmit):
         if self.first != NULL:
             self._deliver_waiting(now)
         if self.first == NULL and self._has(slots, now):
-            self.starved = False
-            self.progress = now
-            self._deliver(p)
+            self._deliver_at(p, now)
             return TAKEN
         if not self.starved:
             self.starved = True
@@ -163,8 +165,20 @@ cdef class VifQueue(VifTransmit):
         if self.vif.fault or self.stalled or not self.vif.rx_notify:
             return self._drop()
         if self.waiting_bytes + p.size + sizeof(Waiting) > QUEUE_BYTES:
-            return WAIT if may_wait and now - self.progress < PATIENCE_NS else self._drop()
+            return WAIT if may_wait and now - self.paced < PATIENCE_NS else self._drop()
         return TAKEN if self._keep(p, now) else self._drop()
+
+    cdef void _deliver_at(self, NetPacket *p, uint64_t now) noexcept nogil:
+        """Deliver a frame for which there are buffers, and note that the receiver is alive."""
+        self.starved = False
+        self.progress = now
+        self._deliver(p)
+        if <uint32_t>(self.rx.req_cons - self.paced_at) >= PACE:
+            self._mark_pace(now)
+
+    cdef void _mark_pace(self, uint64_t now) noexcept nogil:
+        self.paced = now
+        self.paced_at = self.rx.req_cons
 
     cdef int _drop(self) noexcept nogil:
         self.stat[STAT_RX_DROPPED] += 1
@@ -186,6 +200,7 @@ cdef class VifQueue(VifTransmit):
         frame.packet.part[0].iov_len = p.size
         if self.last == NULL:
             self.first = frame
+            self._mark_pace(now)
         else:
             self.last.next = frame
         self.last = frame
@@ -208,9 +223,7 @@ cdef class VifQueue(VifTransmit):
         while self.first != NULL and not self.vif.fault:
             p = &self.first.packet
             if self._has((p.size + PAGE - 1) // PAGE + (p.gso_type != 0) + (p.hash_type != 0), now):
-                self.starved = False
-                self.progress = now
-                self._deliver(p)
+                self._deliver_at(p, now)
             elif now - self.first.since >= DRAIN_NS:
                 self._drop()
             else:

@@ -293,7 +293,7 @@ cdef class Switch(Forwarding):
 
     cdef uint64_t _patience(self, void *blocker) noexcept nogil:
         """Until when senders wait for a receiver (NULL: the uplink)."""
-        return (self.uplink.progress if blocker == NULL else (<VifQueue>blocker).progress) + PATIENCE_NS
+        return (self.uplink.progress if blocker == NULL else (<VifQueue>blocker).paced) + PATIENCE_NS
 
     cdef bint _plan(self, uint64_t now) noexcept nogil:
         """Set `deadline`; whether somebody is to run at once."""

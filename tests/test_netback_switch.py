@@ -188,6 +188,38 @@ def test_a_receiver_that_does_not_move_is_not_waited_for(rig: Rig) -> None:
     assert receiver.back.waiting_frames == 0
 
 
+def test_a_receiver_that_dribbles_is_not_waited_for(rig: Rig) -> None:
+    """A buffer every half second is a way to stop whoever sends to it, not progress."""
+    sender, dribbler, other = rig.vif(), rig.vif(), rig.vif()
+    for vif in (dribbler, other):
+        vif.announce()
+    other.q.post(10)
+    fill(sender, dribbler, 55, 16000)
+    wanted = fill(sender, other, 1)
+    sender.sent()
+    assert other.received() == []                           # behind the others
+    for _ in range(3):
+        dribbler.q.post(4)
+        rig.pass_time(0.4)
+        dribbler.received()
+    assert other.received() == wanted
+    assert dribbler.statistics["rx_dropped"] > 0
+
+
+def test_a_slow_receiver_is_waited_for(rig: Rig) -> None:
+    """A hundred buffers a second are few, but it moves: everything comes, minutes later."""
+    sender, receiver = ready(rig)
+    frames = fill(sender, receiver, 60, 16000)
+    found = []
+    for _ in range(60):
+        rig.pass_time(0.04)
+        receiver.q.post(4)
+        rig.settle()
+        found += receiver.received()
+    assert found == frames
+    assert receiver.statistics["rx_dropped"] == 0
+
+
 def test_what_was_kept_is_dropped_after_ten_seconds(rig: Rig) -> None:
     sender, receiver = ready(rig)
     fill(sender, receiver, 3)
