@@ -74,8 +74,7 @@ class Link:
         writer = self._writer(config.file, undo) if config.file else None
         uplink = _core.Uplink(_core.UPLINK_PCAP if writer else _core.UPLINK_NULL, -1, config.mtu, writer)
         if config.replay:
-            self._replay = Replay(config.replay, uplink, self._loop, self._clock, self.uplink_ready)
-            self._attachment = self._replay
+            self._attachment = Replay(config.replay, uplink, self._loop, self._clock, self.uplink_ready)
         return uplink
 
     def _make_tap(self, config: LinkConfig, undo: ExitStack) -> _core.Uplink:
