@@ -37,7 +37,10 @@ class Netfront:
 
     received(frame): called for every frame; when it answers False the frame is kept, with those behind it, until
     `resume`. ready(): called when there is room again after there was none. failed(reason): the backend broke the
-    protocol; frames are then dropped. Users with many frames at a time use the rings of `queues` themselves.
+    protocol; frames are then dropped.
+
+    Users with many frames at a time use the rings of `queues` themselves, and do not `start`: they set attend(index),
+    which is called when the backend has notified of that queue, and answers whether there was anything to do.
     """
 
     def __init__(self, mac: bytes, mtu: int, queues: list[Queue], failed: Callable[[str], None]) -> None:
@@ -46,10 +49,23 @@ class Netfront:
         self.queues = queues
         self.received: Callable[[bytes], bool] = lambda frame: True
         self.ready: Callable[[], None] = lambda: None
+        self.attend: Callable[[int], bool] | None = None
         self._failed = failed
         self._dead = False
         self._full = False                      # somebody waits for room
         self._kept: deque[bytes] = deque()
+
+    def on_event(self, index: int, transmit: bool, receive: bool) -> bool:
+        """The backend notified of a queue's rings, or one of them; whether there was anything to do."""
+        if self._dead:
+            return False
+        if self.attend is None:
+            return (transmit and self.on_transmit()) | (receive and self.on_receive(self.queues[index]))
+        try:
+            return self.attend(index)
+        except RingError as error:
+            self._fail(str(error))
+            return True
 
     # -- transmit
     def room(self) -> bool:

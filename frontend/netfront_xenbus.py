@@ -40,7 +40,6 @@ class NetfrontDevice(FrontendDevice):
         self._wanted_queues = queues
         self._offload = offload
         self._queues: list[Queue] = []
-        self._buffers: list[tuple[int, int]] = []
         self.netfront: Netfront | None = None
         self.start()
 
@@ -92,21 +91,19 @@ class NetfrontDevice(FrontendDevice):
             raise PeerError(f"{self.path}/mac is {mac[:32]!r}, not an Ethernet address")
         mtu = Keys(self.store, self.path).number("mtu", MTU, least=68, most=MOST_MTU)
         self.netfront = Netfront(bytes.fromhex(mac.replace(":", "")), mtu, self._queues, self.broken)
-        for queue in self._queues:
-            self._listen(self.netfront, queue)
+        for index in range(len(self._queues)):
+            self._listen(self.netfront, index)
         switch_state(self.store, self.path, XenbusState.Connected)
         log.info("%s: %s, %d queues", self.path, mac, len(self._queues))
         self._ready(self.netfront)
 
-    def _listen(self, netfront: Netfront, queue: Queue) -> None:
-        def both() -> bool:
-            return netfront.on_transmit() | netfront.on_receive(queue)
-
+    def _listen(self, netfront: Netfront, index: int) -> None:
+        queue = netfront.queues[index]
         if queue.transmit_port is queue.receive_port:
-            self.listen(queue.receive_port, both)
+            self.listen(queue.receive_port, lambda: netfront.on_event(index, True, True))
         else:
-            self.listen(queue.transmit_port, netfront.on_transmit)
-            self.listen(queue.receive_port, lambda: netfront.on_receive(queue))
+            self.listen(queue.transmit_port, lambda: netfront.on_event(index, True, False))
+            self.listen(queue.receive_port, lambda: netfront.on_event(index, False, True))
 
     def abandon(self) -> None:
         """Nothing is received any more, and what is sent is dropped."""

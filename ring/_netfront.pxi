@@ -194,13 +194,13 @@ cdef class NetTransmit:
         """Put the frames that lie in `data` end to end from `offset` on, from lengths[first] on, as many as there is
         room for; their number. ValueError when one is shorter than 14 bytes or longer than the backend takes."""
         cdef uint32_t i, length, slots = 0, room, count = 0
-        cdef uint64_t at = offset
+        cdef uint64_t at = offset, size = data.shape[0]
         cdef bint bad = False
         with nogil:
             room = self.ring.slots - (self.ring.req_prod_pvt - self.ring.rsp_cons)
             for i in range(first, <uint32_t>lengths.shape[0]):
                 length = lengths[i]
-                if length < NET_LEAST or length > NET_MOST or (length > PAGE and not self.sg) or at + length > <uint64_t>data.shape[0]:
+                if length < NET_LEAST or length > NET_MOST or (length > PAGE and not self.sg) or at > size or length > size - at:
                     bad = True
                     break
                 if (length + PAGE - 1) // PAGE > self.pages.nr_spare or slots + (length + PAGE - 1) // PAGE > room:

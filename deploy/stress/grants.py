@@ -130,7 +130,7 @@ def map_and_unmap(mappers: int, steps: int, kills: int = 0, seed: int = 1, secon
         for kill in range(kills):
             victim = ground.start(f"victim{kill}", MAPPING, mappers, partial(mapping, number=-1 - kill, total=1 << 60))
             ground.kill(victim, chance.random() * MAX_KILL_S)
-        ground.finish(seconds, but="granter")
+        ground.finish(seconds, but=("granter",))
         _core.store64(stop, 0, 1)
         ground.finish(seconds)
         nothing_left(ground)

@@ -6,7 +6,6 @@ that is missed leaves both asleep, and the watchdog says so.
 """
 import json
 import os
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Final
 import numpy
 from numpy.typing import NDArray
 
+from miniguest.deploy.stress.stirring import Stirring
 from miniguest.deploy.stress.workers import StressError, workers
 from miniguest.ring import _core
 from miniguest.ring.grants import Grants
@@ -25,9 +25,6 @@ Words = NDArray[numpy.uint32]
 FRONT: Final = 1
 BACK: Final = 2
 START: Final = 0xFFFFFFF0               # of all indices: they wrap at once
-SPINS: Final = (0, 0, 1_000, 20_000, 300_000)
-MOST_PAUSE: Final = 30_000              # nanoseconds, about what the other end takes for one request
-STIR: Final = 16                        # handler calls between changes of how long a wait spins
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +69,14 @@ def words_of(buffer: bytearray, size: int) -> Words:
 
 
 class _End:
-    """What both ends do: pass `total`, and change now and then how long a wait spins."""
+    """What both ends do: pass `total`, stirred or not."""
 
     def __init__(self, process: Process, total: int, seed: int, stir: bool) -> None:
         self.process = process
         self.total = total
-        self.random = random.Random(seed)
-        self.stir = stir
+        self.stirring = Stirring(process, seed, stir)
+        self.random = self.stirring.random
         self.done = 0
-        self.calls = 0
-
-    def stirred(self) -> None:
-        self.calls += 1
-        if self.stir and self.calls % STIR == 0:
-            self.process.loop.upcall.spin_ns = self.random.choice(SPINS)
-
-    def pause(self) -> None:
-        """A random while before the final check, so that the other end pushes just then."""
-        if self.stir:
-            until = _core.now_ns() + int(MOST_PAUSE * self.random.random())
-            while _core.now_ns() < until:
-                pass
 
     def same(self, what: str, got: Words, wanted: Words) -> None:
         """StressError unless both are equal."""
@@ -122,22 +106,21 @@ class Front(_End):
 
     def on_event(self) -> None:
         """Go on until there is nothing to put and nothing to take."""
-        self.stirred()
+        self.stirring.stirred()
         while True:
             moved = self.take() + self.put()
             if self.done == self.total:
                 self.process.loop.stop()
                 return
             if not moved:
-                self.pause()
+                self.stirring.pause()
                 if not self.ring.final_check():
                     return
 
     def put(self) -> int:
         """Put a batch; its size."""
         count = min(self.ring.free, self.total - self.made, self.window - self.ring.outstanding)
-        if count and self.stir:
-            count = self.random.randint(1, count)
+        count = self.stirring.part(count)
         if count:
             self.requests[:count] = requests_from(self.made, count, self.requests.shape[1])
             self.ring.put(count)
@@ -175,14 +158,14 @@ class Back(_End):
 
     def on_event(self) -> None:
         """Serve until the ring is empty."""
-        self.stirred()
+        self.stirring.stirred()
         while self.done < self.total:
-            limit = self.random.randint(1, self.ring.slots) if self.stir else self.ring.slots
+            limit = self.stirring.part(self.ring.slots)
             count = self.ring.take(limit)
             if count:
                 self.answer(count)
             else:
-                self.pause()
+                self.stirring.pause()
                 if not self.ring.final_check():
                     return
         self.process.loop.stop()
@@ -191,7 +174,7 @@ class Back(_End):
         """Check `count` requests and answer them."""
         self.same("request", self.requests[:count], requests_from(self.done, count, self.requests.shape[1]))
         answers = responses_to(self.requests[:count], self.responses.shape[1])
-        first = self.random.randint(0, count) if self.stir else count
+        first = self.random.randint(0, count) if self.stirring.on else count
         for part in (answers[:first], answers[first:]):
             if len(part):
                 self.responses[: len(part)] = part

@@ -4,7 +4,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -70,13 +70,17 @@ class Workers:
         # The hypervisor buries the dead before it answers anybody.
         self.hypercalls.call("domain_info", domid=0)
 
-    def finish(self, seconds: float, but: str = "") -> None:
-        """Wait until every worker, but the one of that name, has ended well.
+    def end(self, child: Child) -> None:
+        """Let one stop in an orderly way."""
+        self._children.stop([child], GRACE)
+
+    def finish(self, seconds: float, but: Collection[str] = ()) -> None:
+        """Wait until every worker, but those of these names, has ended well.
 
         StressError when one did not, or the watchdog's time is up.
         """
         deadline = time.monotonic() + seconds
-        while running := [child.name for child in self._workers if child.exit_code is None and child.name != but]:
+        while running := [child.name for child in self._workers if child.exit_code is None and child.name not in but]:
             self._check()
             if time.monotonic() > deadline:
                 raise StressError(f"{', '.join(running)} did not end in {seconds:g} s")

@@ -1,0 +1,194 @@
+"""Frames between two netfronts, in both directions at once: none lost, doubled, out of order in its flow, or changed.
+
+Each process is a domain. It says hello when its vif is connected, and sends once it has heard of the other: until then
+the switch would flood its frames, and what is flooded may be dropped where there is no room. Both sleep as the waiting
+rule lets them: a wake that is missed leaves everybody asleep, and the watchdog says so.
+"""
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import numpy
+
+from miniguest.deploy.stress.frames import BATCH, Bytes, Numbers, Sink, Source, hello
+from miniguest.deploy.stress.lan import Lan, lan, mac_of
+from miniguest.deploy.stress.stirring import Stirring
+from miniguest.deploy.stress.workers import StressError
+from miniguest.frontend.netfront import INFO, Netfront, Queue
+from miniguest.ring.process import Process
+
+FLOWS: Final = 8                        # in each direction
+HELLOS: Final = 2                       # of a station: to all, and to its peer once that was heard
+BUFFERS: Final = 256                    # of a receive ring
+NO_BYTES: Final = numpy.zeros(0, numpy.uint8)
+NO_NUMBERS: Final = numpy.zeros(0, numpy.uint32)
+
+
+class Sending:
+    """One queue's transmit half: sends `total` frames of some flows."""
+
+    def __init__(self, queue: Queue, source: Source, total: int, stirring: Stirring) -> None:
+        self.transmit = queue.transmit
+        self.port = queue.transmit_port
+        self.left = total
+        self._source = source
+        self._stirring = stirring
+        self._data: Bytes = NO_BYTES
+        self._lengths: Numbers = NO_NUMBERS
+        self._first = self._offset = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether everything was sent and answered."""
+        return not self.left and self._first == len(self._lengths) and not self.transmit.outstanding
+
+    def move(self) -> int:
+        """Take up answers and put what there is room for; how many of both."""
+        answers = self.transmit.take()
+        if self.transmit.refused:
+            raise StressError(f"{self.transmit.refused} frames were answered with an error")
+        return answers + self._put()
+
+    def _put(self) -> int:
+        put = 0
+        while self._first < len(self._lengths) or self._more():
+            until = self._first + self._stirring.part(len(self._lengths) - self._first)
+            count = self.transmit.put(self._data.data, self._lengths[:until].data, self._first, self._offset)
+            self._offset += int(self._lengths[self._first : self._first + count].sum())
+            self._first += count
+            put += count
+            if count and self.transmit.push():
+                self.port.notify()
+            if self._first < until:             # no more room
+                break
+        return put
+
+    def _more(self) -> bool:
+        count = min(self.left, BATCH)
+        if count:
+            self._data, self._lengths = self._source.batch(count)
+            self._first = self._offset = 0
+            self.left -= count
+        return count > 0
+
+
+class Receiving:
+    """One queue's receive half. Buffers are posted again as they come, in parts when stirred."""
+
+    def __init__(self, queue: Queue, sink: Sink, stirring: Stirring) -> None:
+        self.receive = queue.receive
+        self.port = queue.receive_port
+        self.heard = False
+        self._sink = sink
+        self._stirring = stirring
+        self._data = numpy.frombuffer(self.receive.data, numpy.uint8)
+        self._info = numpy.frombuffer(self.receive.info, INFO)
+
+    def move(self) -> int:
+        """Take up and check what came; how many frames."""
+        count = self.receive.take()
+        if self.receive.dropped:
+            raise StressError(f"{self.receive.dropped} frames came with an error")
+        if count:
+            self.heard |= self._sink.check(self._data, self._info["length"][:count])
+            self.post(self._stirring.part(BUFFERS))
+        return count
+
+    def post(self, limit: int = BUFFERS) -> None:
+        """Post spare buffers, and tell of them."""
+        if self.receive.post(limit) and self.receive.push():
+            self.port.notify()
+
+
+class Station:
+    """A domain's process: sends `total` frames to `peer`, and takes and checks as many."""
+
+    def __init__(self, process: Process, netfront: Netfront, peer: int, total: int, seed: int, stir: bool) -> None:
+        self._stirring = stirring = Stirring(process, seed, stir)
+        self._netfront = netfront
+        self._peer = mac_of(peer)
+        self._total = total
+        self._soon = process.loop.call_soon
+        self._heard = False
+        self._sink = Sink(self._peer, netfront.mac, FLOWS)
+        queues = netfront.queues
+        flows = [list(range(FLOWS))[index :: len(queues)] for index in range(len(queues))]
+        shares = [(total + index) // len(queues) for index in range(len(queues))]
+        self._sending = [
+            Sending(queue, Source(netfront.mac, self._peer, flows[index], seed + index), shares[index], stirring)
+            for index, queue in enumerate(queues)
+        ]
+        self._receiving = [Receiving(queue, self._sink, stirring) for queue in queues]
+        for receiving in self._receiving:
+            receiving.post()
+        netfront.attend = self.on_event
+        self._say(hello(netfront.mac))
+        self._all_queues()
+
+    def ended(self) -> bool:
+        """Whether everything has come, and everything that was sent was answered."""
+        return self._sink.taken == self._total and all(each.done for each in self._sending)
+
+    def _all_queues(self) -> None:
+        for index in range(len(self._netfront.queues)):
+            self._soon(partial(self._event, index))
+
+    def _event(self, index: int) -> None:
+        self._netfront.on_event(index, True, True)
+
+    def _say(self, frame: bytes) -> None:
+        queue = self._netfront.queues[0]
+        if not queue.transmit.put_frame(frame):
+            raise StressError("no room for a first frame")
+        if queue.transmit.push():
+            queue.transmit_port.notify()
+
+    def on_event(self, index: int) -> bool:
+        """Go on with a queue until there is nothing to put and nothing to take."""
+        self._stirring.stirred()
+        sending, receiving = self._sending[index], self._receiving[index]
+        while True:
+            moved = receiving.move()
+            if receiving.heard and not self._heard:
+                self._heard = True
+                self._say(hello(self._netfront.mac, self._peer))
+                self._all_queues()
+            moved += sending.move() if self._heard else 0
+            if not moved:
+                self._stirring.pause()
+                receiving.post()
+                if not sending.transmit.final_check() | receiving.receive.final_check():
+                    return True
+
+
+def pass_frames(
+    total: int, doorbell: str = "zmq", queues: int = 1, seed: int = 1, stir: bool = False, seconds: float = 120.0
+) -> float:
+    """Pass `total` frames in each direction; frames per second. StressError when anything is not as it should be.
+
+    stir: frames in parts, buffers in parts, pauses, waits that spin for a random time or not at all. seconds: the
+    watchdog's.
+    """
+    with lan(doorbell) as switch:
+        start = time.monotonic()
+        for domid, peer in ((1, 2), (2, 1)):
+
+            def main(process: Process, netfront: Netfront, domid: int = domid, peer: int = peer) -> Callable[[], bool]:
+                return Station(process, netfront, peer, total, seed + 100 * domid, stir).ended
+
+            switch.station(domid, main, queues)
+        switch.finish(seconds)
+        spent = time.monotonic() - start
+        for domid in (1, 2):
+            look_at_counters(switch, domid, total)
+        return 2 * total / spent
+
+
+def look_at_counters(switch: Lan, domid: int, total: int) -> None:
+    """StressError unless netback counted what happened."""
+    found = switch.counters(domid)
+    if found["tx_packets"] != total + HELLOS or not total < found["rx_packets"] <= total + HELLOS:
+        raise StressError(f"vif {domid}: {found}: not {total} frames and {HELLOS} hellos")
+    if found["errors"] or found["tx_dropped"] or found["rx_dropped"] or found["tx_requests"] != found["tx_responses"]:
+        raise StressError(f"vif {domid}: {found}")
