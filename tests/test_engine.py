@@ -731,3 +731,12 @@ def test_shown_memory_may_move_and_touch(tmp_path: Path) -> None:
         m.exits.seen.clear()
         assert (finish(m)[0][0] == "load") == (pieces == [(ROM, 0, 0x1000)])
         assert m.dword(0x500) == 0x6655AA55
+
+
+def test_cpuid_promises_no_sysenter(tmp_path: Path) -> None:
+    """Unicorn takes SYSENTER for a NOP; an operating system that believes in it crashes its first process."""
+    m = machine(tmp_path, "mov eax, 1\ncpuid\nmov [0x500], edx\nmov [0x504], eax\nmov eax, 0\ncpuid\nmov [0x508], ebx\nhlt")
+    m.halts()
+    fpu, sep, mmx = 1, 1 << 11, 1 << 23
+    assert m.dword(0x500) & (fpu | sep | mmx) == fpu | mmx
+    assert m.dword(0x504) >> 8 & 15 == 6 and m.ram[0x508:0x50C] == b"Genu"

@@ -131,14 +131,17 @@ def _check_socket(config: LinkConfig) -> None:
     if bool(config.path) == bool(config.address):
         raise LinkError("path", "a socket link has either a path (UNIX) or an address (TCP host:port)")
     key = "path" if config.path else "address"
+    family, address = socket_address(config)
     try:
-        family, address = socket_address(config)
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # A UNIX socket is asked as one of another type, which the kernel refuses in its own way when one is there: a peer
+        # that takes a single connection is not to lose it to this.
+        with socket.socket(family, socket.SOCK_DGRAM if family == socket.AF_UNIX else socket.SOCK_STREAM) as probe:
             probe.settimeout(2)
             probe.connect(address)
     except OSError as error:
-        where = config.path or config.address
-        raise LinkError(key, f"nobody listens on {where}: {error.strerror or error}: start that end first") from None
+        if error.errno != errno.EPROTOTYPE:
+            where, why = config.path or config.address, error.strerror or error
+            raise LinkError(key, f"nobody listens on {where}: {why}: start that end first") from None
 
 
 def socket_address(config: LinkConfig) -> tuple[int, str | tuple[str, int]]:

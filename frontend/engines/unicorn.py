@@ -26,6 +26,9 @@ BIOS_SHADOW: Final = 0x20000  # below 1 MiB: the last 128 KiB of the firmware
 CR0_AT_RESET: Final = 0x60000010
 STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.WINDOW}
 EXCEPTIONS: Final = 32
+CPUID: Final = b"\x0f\xa2"
+FEATURES: Final = 1                     # CPUID leaf
+SEP: Final = 1 << 11                    # its EDX: SYSENTER and SYSEXIT
 
 
 def _address(function: Any) -> int:
@@ -41,6 +44,19 @@ def _pieces_and_gaps(pieces: list[tuple[int, int, int]], start: int, end: int) -
         start = address + size
     if start < end:
         yield start, end - start
+
+
+def native_cpuid(leaf: int) -> tuple[int, int, int, int]:
+    """EAX, EBX, ECX and EDX of Unicorn's own CPUID."""
+    uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
+    uc.ctl_set_cpu_model(x86.UC_CPU_X86_COREDUO)
+    uc.mem_map(0, PAGE)
+    uc.mem_write(0, CPUID)
+    uc.reg_write(x86.UC_X86_REG_EAX, leaf)
+    uc.emu_start(0, len(CPUID))
+    registers = (x86.UC_X86_REG_EAX, x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX, x86.UC_X86_REG_EDX)
+    eax, ebx, ecx, edx = (uc.reg_read(register) for register in registers)
+    return eax, ebx, ecx, edx
 
 
 class UnicornEngine:
@@ -65,6 +81,8 @@ class UnicornEngine:
         # A processor that does not promise the long mode that this engine does not have.
         uc.ctl_set_cpu_model(x86.UC_CPU_X86_COREDUO)
         self._cpu = UnicornCpu(uc)
+        eax, ebx, ecx, edx = native_cpuid(FEATURES)
+        self._features = (eax, ebx, ecx, edx & ~SEP)        # SYSENTER does nothing in Unicorn
         self._map_memory(ram, ram_size, firmware)
         uc.ctl_exits_enabled(True)
         uc.ctl_set_exits([])
@@ -170,6 +188,8 @@ class UnicornEngine:
     def _cpuid(self, uc: Uc, _: object) -> int:
         leaf, subleaf = uc.reg_read_batch([x86.UC_X86_REG_EAX, x86.UC_X86_REG_ECX])
         answer = self._handler.cpuid(leaf, subleaf)
+        if answer is None and leaf == FEATURES:
+            answer = self._features
         if answer is None:
             return 0
         registers = (x86.UC_X86_REG_EAX, x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX, x86.UC_X86_REG_EDX)
