@@ -72,6 +72,16 @@ def tshark(capture: Path, display: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def exits_per_packet(vif: dict[str, Any]) -> str:
+    """A line of the README's table."""
+    packets, kib = vif["tx_packets"] + vif["rx_packets"], (vif["tx_bytes"] + vif["rx_bytes"]) / 1024
+    return (
+        f"{vif['model']}: sent {vif['tx_packets']}, received {vif['rx_packets']}, exits {vif['exits_work']}, "
+        f"per packet {vif['exits_work'] / packets:.1f}, per KiB {vif['exits_work'] / kib:.1f}, idle {vif['exits_idle']}, "
+        f"interrupts {vif['interrupts']}"
+    )
+
+
 def look_at(guest: dict[str, Any], model: str, capture: Path) -> None:
     """The report's vif against the capture, and the capture against tshark's idea of a good one."""
     (vif,) = guest["vifs"]
@@ -81,15 +91,18 @@ def look_at(guest: dict[str, Any], model: str, capture: Path) -> None:
     assert len(sent) > 100 and len(received) > 500
     assert (vif["model"], vif["mac"], vif["link"]) == (model, MAC, "lan0")
     assert (vif["tx_packets"], vif["tx_bytes"]) == (len(sent), sum(sent))
-    # What the other end sent to all before the vif was there is in the capture only.
-    assert len(received) <= vif["rx_packets"] <= len(received) + len(groups)
-    assert sum(received) <= vif["rx_bytes"] <= sum(received) + sum(groups)
-    assert tshark(capture, "_ws.malformed || ip.checksum.status == 0 || udp.checksum.status == 0 || tcp.checksum.status == 0") == []
+    # What the other end sent to all before the vif was there is in the capture only, and so is what it sent once the guest
+    # had powered off.
+    assert len(received) * 0.5 < vif["rx_packets"] <= len(received) + len(groups)
+    assert vif["rx_bytes"] <= sum(received) + sum(groups)
+    bad = ["_ws.malformed", *(f"{protocol}.checksum.status == 0" for protocol in ("ip", "udp", "tcp"))]
+    assert tshark(capture, " || ".join(bad)) == []
     rows = [row for row in guest["exits"]["rows"] if row["device"] == model]
     assert vif["exits_work"] + vif["exits_idle"] == sum(row["exits"] for row in rows)
     assert vif["exits_idle"] > 0
     base = min(row["address"] for row in rows) & ~0x1F          # the first register of each card is used
     out = [row for row in rows if row["kind"].endswith(("out", "write")) and row["address"] - base in TRANSMIT[model]]
+    print(exits_per_packet(vif))
     # A few more: the registers are also written while the card is set up.
     assert 0 <= sum(row["exits"] for row in out) - len(sent) <= 10
 
