@@ -420,6 +420,9 @@ def test_links_that_can_be(directory: Path) -> None:
         listener.bind(str(directory / "socket"))
         listener.listen()
         check(LinkConfig(kind="socket", path=directory / "socket"))
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):    # who takes a single connection still can
+            listener.accept()
     (directory / "out.pcap").symlink_to(directory / "in.pcap")
     with pytest.raises(LinkError, match="the file to be written as well"):
         check(LinkConfig(kind="pcap", file=directory / "out.pcap", replay=directory / "in.pcap"))
