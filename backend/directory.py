@@ -13,7 +13,7 @@ _DEVICE: Final = re.compile(r"^(\d+)/(\d+)(?:/|$)")
 log = logging.getLogger(__name__)
 
 
-class BackendDevice(Protocol):
+class Opened(Protocol):
     """One device of a backend."""
 
     def close(self) -> None: ...
@@ -27,11 +27,11 @@ class BackendDirectory:
     A device whose own state is Initialising was made (again) by the toolstack, for its backend never goes back there.
     """
 
-    def __init__(self, store: Xenstore, kind: str, opened: Callable[[int, int, str], BackendDevice]) -> None:
+    def __init__(self, store: Xenstore, kind: str, opened: Callable[[int, int, str], Opened]) -> None:
         self._store = store
         self._directory = f"/local/domain/0/backend/{kind}"
         self._opened = opened
-        self._devices: dict[tuple[int, int], BackendDevice | None] = {}
+        self._devices: dict[tuple[int, int], Opened | None] = {}
         store.watch(self._directory, self._changed)
 
     def _changed(self, path: str) -> None:
@@ -65,7 +65,7 @@ class BackendDirectory:
     def _is_anew(self, path: str) -> bool:
         return read_state(self._store, path) == XenbusState.Initialising
 
-    def _open(self, domid: int, device: int, path: str) -> BackendDevice | None:
+    def _open(self, domid: int, device: int, path: str) -> Opened | None:
         try:
             return self._opened(domid, device, path)
         except (MiniguestError, OSError) as error:
@@ -81,7 +81,7 @@ class BackendDirectory:
         self._store.retry(leave)
         switch_state(self._store, path, XenbusState.Closing)
 
-    def _close(self, path: str, device: BackendDevice | None) -> None:
+    def _close(self, path: str, device: Opened | None) -> None:
         try:
             if device:
                 device.close()

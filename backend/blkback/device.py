@@ -1,60 +1,48 @@
 """One virtual block device: the xenbus handshake of blkif.h's backend, and its ring once connected."""
-import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from miniguest.backend.backend_device import BackendDevice
 from miniguest.backend.blkback.formats import FORMATS, Format
 from miniguest.backend.blkback.image import SECTOR, Image
 from miniguest.backend.blkback.requests import MAX_INDIRECT_SEGMENTS, Executor
-from miniguest.backend.sparingly import SparingLog
 from miniguest.ring import _core
 from miniguest.ring.abi.blkif import VDISK_READONLY
 from miniguest.ring.abi.protocols import XEN_IO_PROTO_ABI_NATIVE
 from miniguest.ring.abi.xenbus import XenbusState
-from miniguest.ring.errors import HypercallError, MiniguestError, PeerError, XenstoreError
+from miniguest.ring.errors import HypercallError, MiniguestError, PeerError
 from miniguest.ring.memory import FRAME_SIZE
 from miniguest.ring.process import Process
 from miniguest.ring.statistics import Statistics, statistics_path
-from miniguest.ring.xenbus import Keys, switch_state, watch_state, write_keys
+from miniguest.ring.xenbus import Keys, switch_state, watch_state
 from miniguest.ring.xenstore import Xenstore
-from miniguest.ring.xenstore.client import Transaction, Value
 
 MAX_RING_PAGE_ORDER: Final = 4
 BATCH: Final = 32                       # requests that are answered together
 TURN: Final = 16 << 20                  # bytes that one device moves before the others get their turn
-MOST_REASON: Final = 1024               # bytes of the `error` node
 RSP_PROD: Final = slice(8, 12)          # io/ring.h, struct sring
-log = logging.getLogger(__name__)
 
 
-class BlockDevice:
+class BlockDevice(BackendDevice):
     """The backend of domain `domid`'s device `device`, whose directory in the store is `path`."""
 
     def __init__(self, process: Process, store: Xenstore, domid: int, device: int, path: str) -> None:
-        self._process = process
-        self._store = store
-        self._domid = domid
-        self.path = path
+        super().__init__(process, store, domid, path)
         self._undo = ExitStack()        # what the connection to the frontend holds
         self._executor: Executor | None = None          # while connected
-        self._over = False              # this connection ended: the frontend has to start from the beginning
-        self._closed = False
-        self._log_disabled = SparingLog(log, logging.ERROR)
-        self._log_connected = SparingLog(log, logging.INFO)
         keys = Keys(store, path)
-        self._frontend = keys.text("frontend")
         with ExitStack() as undo:
             self._image = Image(Path(keys.text("params")), keys.text("mode", "w") == "r")
             undo.callback(self._image.close)
             self._statistics = Statistics(statistics_path(process.runtime, "vbd", domid, device))
             self._advertise(keys.text("discard-enable", "1") != "0")
-            self._watch = watch_state(store, self._frontend, self._frontend_changed)
+            self._watch = watch_state(store, self.frontend, self.frontend_changed)
             undo.pop_all()
 
     def _advertise(self, discard: bool) -> None:
         """What this backend can do, for the frontend to choose from; then InitWait."""
-        self._publish({
+        self.publish({
             "feature-flush-cache": 1,
             "feature-barrier": 0,
             "feature-discard": int(discard and not self._image.read_only),
@@ -66,70 +54,39 @@ class BlockDevice:
             "max-ring-page-order": MAX_RING_PAGE_ORDER,
             "max-ring-pages": 1 << MAX_RING_PAGE_ORDER,
         })
-        self._await_frontend()
-
-    def _await_frontend(self) -> None:
-        if self._store.exists(f"{self.path}/error"):
-            self._store.rm(f"{self.path}/error")
-        switch_state(self._store, self.path, XenbusState.InitWait, anew=True)
-
-    def _publish(self, keys: dict[str, Value]) -> None:
-        """Write nodes of our directory, unless the toolstack has removed it: writing would bring it back."""
-        def write(nodes: Transaction) -> None:
-            if nodes.exists(self.path):
-                write_keys(nodes, self.path, keys)
-
-        self._store.retry(write)
+        self.await_frontend()
 
     # -- the handshake
-    def _frontend_changed(self, state: XenbusState) -> None:
-        handler = {
-            XenbusState.Initialising: self._restart,
-            XenbusState.Initialised: self._connect,
-            XenbusState.Connected: self._connect,
-            XenbusState.Closing: self._closing,
-            XenbusState.Closed: self._frontend_closed,
-            XenbusState.Unknown: self._frontend_unknown,
-        }.get(state)
-        if handler is None or self._closed:
-            return
-        try:
-            handler()
-        except (MiniguestError, OSError) as error:
-            self._disable(str(error))
+    @property
+    def is_connected(self) -> bool:
+        """Whether requests are served."""
+        return self._executor is not None
 
-    def _restart(self) -> None:
-        """A frontend that starts (again): nothing of the last connection counts."""
-        self._disconnect()
-        self._over = False
-        self._await_frontend()
-
-    def _connect(self) -> None:
-        if self._executor or self._over:
-            return                      # keys written after Connected are ignored
-        keys = Keys(self._store, self._frontend)
+    def connect(self) -> None:
+        """Map the frontend's ring, and serve it."""
+        keys = Keys(self.store, self.frontend)
         protocol = keys.text("protocol", XEN_IO_PROTO_ABI_NATIVE)
         if protocol not in FORMATS:
-            raise PeerError(f"{self._frontend}/protocol is {protocol[:32]!r}, not one of {', '.join(FORMATS)}")
+            raise PeerError(f"{self.frontend}/protocol is {protocol[:32]!r}, not one of {', '.join(FORMATS)}")
         grefs = self._ring_refs(keys)
         executor = self._map_ring(grefs, keys.flag("feature-persistent"), FORMATS[protocol])
         try:
-            port = self._process.bind_interdomain(self._domid, keys.number("event-channel"))
+            port = self.process.bind_interdomain(self.domid, keys.number("event-channel"))
         except HypercallError as error:
-            raise PeerError(f"{self._frontend}/event-channel: {error}") from error
+            raise PeerError(f"{self.frontend}/event-channel: {error}") from error
         self._undo.callback(port.close)
-        self._undo.callback(self._process.loop.off_port, port)
+        self._undo.callback(self.process.loop.off_port, port)
         self._port = port
-        self._publish({
+        self.publish({
             "sectors": self._image.sectors,
             "sector-size": SECTOR,
             "physical-sector-size": SECTOR,
             "info": VDISK_READONLY if self._image.read_only else 0,
         })
-        switch_state(self._store, self.path, XenbusState.Connected)
+        switch_state(self.store, self.path, XenbusState.Connected)
         self._executor = executor
-        self._process.loop.on_port(port, self._serve)
-        self._log_connected(f"{self.path}: connected, {self._ring.slots} slots")
+        self.process.loop.on_port(port, self._serve)
+        self.log_connected(f"{self.path}: connected, {self._ring.slots} slots")
 
     def _ring_refs(self, keys: Keys) -> list[int]:
         """The ring's grefs: `ring-ref`, or with `ring-page-order` (or the older `num-ring-pages`) `ring-refN`."""
@@ -137,18 +94,18 @@ class BlockDevice:
         ordered = keys.text("ring-page-order", "") != ""
         pages = keys.number("num-ring-pages", 1 << order, least=1, most=1 << MAX_RING_PAGE_ORDER)
         if pages & (pages - 1) or (ordered and pages != 1 << order):
-            raise PeerError(f"{self._frontend}/num-ring-pages is {pages}, with a ring-page-order of {order}")
+            raise PeerError(f"{self.frontend}/num-ring-pages is {pages}, with a ring-page-order of {order}")
         if pages == 1 and keys.text("ring-ref", "") != "":
             return [keys.number("ring-ref")]
         return [keys.number(f"ring-ref{index}") for index in range(pages)]
 
     def _map_ring(self, grefs: list[int], persistent: bool, format: Format) -> Executor:
-        process = self._process
-        process.forget(self._domid)     # what was mapped before may be another domain's that had this number
+        process = self.process
+        process.forget(self.domid)     # what was mapped before may be another domain's that had this number
         try:
-            memory, table = process.memory(self._domid), process.grant_table(self._domid)
+            memory, table = process.memory(self.domid), process.grant_table(self.domid)
         except OSError as error:
-            raise PeerError(f"domain {self._domid} has no memory: {error.strerror}") from error
+            raise PeerError(f"domain {self.domid} has no memory: {error.strerror}") from error
         frames = []
         for gref in grefs:
             handle, frame = process.mapper.map(table, gref)
@@ -180,9 +137,9 @@ class BlockDevice:
                 elif not self._ring.final_check():
                     return
         except (MiniguestError, OSError) as error:
-            self._disable(str(error))
+            self.disable(str(error))
             return
-        self._process.loop.call_soon(self._serve)
+        self.process.loop.call_soon(self._serve)
 
     def _answer(self, executor: Executor, count: int) -> int:
         """Execute and answer the requests taken; about how many bytes of work that was."""
@@ -195,43 +152,15 @@ class BlockDevice:
         return moved.bytes_read + moved.bytes_written + count * FRAME_SIZE
 
     # -- the end
-    def _closing(self) -> None:
-        self._disconnect()
-        self._over = True
-        switch_state(self._store, self.path, XenbusState.Closing)
-
-    def _frontend_closed(self) -> None:
-        self._disconnect()
-        self._over = False
-        switch_state(self._store, self.path, XenbusState.Closed)
-
-    def _frontend_unknown(self) -> None:
-        """The frontend's directory went with its domain; or its state is none."""
-        if self._store.exists(f"{self._frontend}/state"):
-            raise PeerError(f"{self._frontend}/state is none of xenbus.h")
-        if self._executor or self._over:
-            self._frontend_closed()
-        self._process.forget(self._domid)
-
-    def _disable(self, reason: str) -> None:
-        """This device is done with; the process and its other devices live on."""
-        self._log_disabled(f"{self.path}: disabled: {reason}")
-        self._disconnect()
-        self._over = True
-        try:
-            self._publish({"error": reason[:MOST_REASON]})
-            switch_state(self._store, self.path, XenbusState.Closing)
-        except XenstoreError as error:
-            log.error("%s: %s", self.path, error)
-
-    def _disconnect(self) -> None:
+    def disconnect(self) -> None:
+        """Let go of the ring, and of what was mapped."""
         self._executor = None
         self._undo.close()
 
     def close(self) -> None:
         """The device goes away: disconnect, and close the image."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._watch.cancel()
-            self._disconnect()
+            self.disconnect()
             self._image.close()
