@@ -19,6 +19,7 @@ INFO: Final = numpy.dtype(
     [("length", "<u4"), ("flags", "<u2"), ("gso_size", "<u2"), ("gso_type", "u1"), ("hash_type", "u1"), ("pad", "<u2"),
      ("hash", "<u4")]
 )                                       # one entry of _core.NetReceive.info
+SLOTS_IN_A_TURN: Final = 256            # of a queue's receive ring, before others on the loop have theirs
 log = logging.getLogger(__name__)
 
 
@@ -37,13 +38,16 @@ class Netfront:
 
     received(frame): called for every frame; when it answers False the frame is kept, with those behind it, until
     `resume`. ready(): called when there is room again after there was none. failed(reason): the backend broke the
-    protocol; frames are then dropped.
+    protocol; frames are then dropped. later(fn): calls `fn` when others have had their turn.
 
     Users with many frames at a time use the rings of `queues` themselves, and do not `start`: they set attend(index),
     which is called when the backend has notified of that queue, and answers whether there was anything to do.
     """
 
-    def __init__(self, mac: bytes, mtu: int, queues: list[Queue], failed: Callable[[str], None]) -> None:
+    def __init__(
+        self, mac: bytes, mtu: int, queues: list[Queue], failed: Callable[[str], None],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:
         self.mac = mac
         self.mtu = mtu
         self.queues = queues
@@ -51,6 +55,8 @@ class Netfront:
         self.ready: Callable[[], None] = lambda: None
         self.attend: Callable[[int], bool] | None = None
         self._failed = failed
+        self._later = later
+        self._started = self._unfinished = False
         self._dead = False
         self._full = False                      # somebody waits for room
         self._kept: deque[bytes] = deque()
@@ -83,6 +89,7 @@ class Netfront:
                 if not transmit.final_check():
                     return False
         except RingError as error:
+            self._full = False                  # whoever asks is told now, and not called back in the middle of it
             self._fail(str(error))
             return True
 
@@ -102,13 +109,14 @@ class Netfront:
     def on_transmit(self) -> bool:
         """The backend notified: it has answered requests. Whether somebody waited for that."""
         waited = self._full
-        if waited and self.room() and not self._dead:
+        if waited and self.room():
             self.ready()
         return waited
 
     # -- receive
     def start(self) -> None:
-        """Post every buffer there is, and take what came before."""
+        """Post every buffer there is, and take frames from now on."""
+        self._started = True
         for queue in self.queues:
             self._post(queue)
             self.on_receive(queue)
@@ -121,14 +129,21 @@ class Netfront:
         """The backend notified: take its frames; whether there were any."""
         receive = queue.receive
         before = receive.frames + receive.dropped
-        self._take(queue)
-        return bool(self._kept) or receive.frames + receive.dropped != before
+        if self._started:                       # else nobody is there to receive them: they wait in the backend
+            self._take(queue)
+        return receive.frames + receive.dropped != before
 
     def _take(self, queue: Queue) -> None:
         receive = queue.receive
+        left = SLOTS_IN_A_TURN
         try:
             while not self._dead and not self._kept:
+                if left <= 0:
+                    self._finish_later()
+                    return
+                left -= receive.posted_buffers
                 count = receive.take()
+                left += receive.posted_buffers
                 if count:
                     self._hand_over(receive, count)
                 if not self._kept:              # else the backend is to wait, too
@@ -138,11 +153,24 @@ class Netfront:
         except RingError as error:
             self._fail(str(error))
 
+    def _finish_later(self) -> None:
+        """A backend that has the next frames as soon as it gets pages must not keep everybody else waiting."""
+        if not self._unfinished:
+            self._unfinished = True
+            self._later(self._finish)
+
+    def _finish(self) -> None:
+        self._unfinished = False
+        for queue in self.queues:
+            self._take(queue)
+
     def _hand_over(self, receive: _core.NetReceive, count: int) -> None:
         at = 0
         for length in numpy.frombuffer(receive.info, INFO, count)["length"].tolist():
             frame = bytes(memoryview(receive.data)[at : at + length])
             at += length
+            if self._dead:                      # since the frame before
+                return
             if self._kept or not self.received(frame):
                 self._kept.append(frame)
 
@@ -156,7 +184,8 @@ class Netfront:
         while self._kept:
             if not self.received(self._kept[0]):
                 return
-            self._kept.popleft()
+            if self._kept:                      # else whoever received it has abandoned the device
+                self._kept.popleft()
         for queue in self.queues:
             self.on_receive(queue)
 

@@ -90,7 +90,8 @@ class NetfrontDevice(FrontendDevice):
         if not _MAC.fullmatch(mac):
             raise PeerError(f"{self.path}/mac is {mac[:32]!r}, not an Ethernet address")
         mtu = Keys(self.store, self.path).number("mtu", MTU, least=68, most=MOST_MTU)
-        self.netfront = Netfront(bytes.fromhex(mac.replace(":", "")), mtu, self._queues, self.broken)
+        address = bytes.fromhex(mac.replace(":", ""))
+        self.netfront = Netfront(address, mtu, self._queues, self.broken, self.process.loop.call_soon)
         for index in range(len(self._queues)):
             self._listen(self.netfront, index)
         switch_state(self.store, self.path, XenbusState.Connected)

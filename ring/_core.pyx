@@ -4,6 +4,7 @@
 Everything here works on memory that another process may write at the same time. Layouts are Xen's public headers;
 each class names the one it follows. All index masking and every memory barrier of the project is in this file.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory

@@ -238,6 +238,7 @@ cdef class NetTransmit:
         return count
 
 
+@cython.no_gc_clear                    # the collector would forget the views below without releasing them
 cdef class NetReceive:
     """The frontend's receive ring. ring: slots of netif_rx_request and _response.
 
@@ -320,32 +321,37 @@ cdef class NetReceive:
         cdef uint32_t i, count, frames = 0, at = 0
         cdef NetRxResponse *response = <NetRxResponse *>self.ring.response_at
         cdef int lie = 0
+        cdef uint16_t id = 0
         if self.tail:                                      # the beginning of a frame stays, at the front
             memmove(self.data_at, self.data_at + self.handed, self.tail)
         count = self.ring.take()
         for i in range(count):
-            lie = self._response(&response[i], &at, &frames)
+            lie = self._response(&response[i], &at, &frames, &id)
             if lie:
                 break
         if lie == 1:
-            raise RingError(f"a response to receive request {response[i].id}, which is not out")
+            raise RingError(f"a response to receive request {id}, which is not out")
         if lie == 2:
-            raise RingError(f"receive request {response[i].id} was answered with its grant still mapped")
+            raise RingError(f"receive request {id} was answered with its grant still mapped")
         if lie == 3:
             raise RingError("an extra info of no known type")
         self.handed = at
         return frames
 
-    cdef int _response(self, NetRxResponse *response, uint32_t *at, uint32_t *frames) noexcept nogil:
-        """One slot. `at`: bytes of whole frames so far, which the unfinished one lies behind. Not 0 for a lie."""
-        cdef uint16_t id = self.posted[self.expected & self.ring.index_mask]
+    cdef int _response(self, NetRxResponse *response, uint32_t *at, uint32_t *frames, uint16_t *whose) noexcept nogil:
+        """One slot. `at`: bytes of whole frames so far, which the unfinished one lies behind. whose: set to the request's
+        id. Not 0 for a lie."""
+        cdef uint16_t id = self.posted[self.expected & self.ring.index_mask] if self.in_extras else response.id
         cdef NetExtra *extra
         self.expected += 1
+        whose[0] = id
+        if not self.pages._is_out(id):
+            return 1
         if self.in_extras:
             extra = <NetExtra *>response
             if extra.type == 0 or extra.type >= NET_EXTRA_MAX:
                 return 3
-            if not self.pages._is_out(id) or not self.pages._take_back(id):
+            if not self.pages._take_back(id):
                 return 2
             self.in_extras = extra.flags & NET_EXTRA_MORE
             if extra.type == NET_EXTRA_GSO:
@@ -357,9 +363,6 @@ cdef class NetReceive:
             if not self.in_extras and not self.building.flags & NET_MORE_DATA:
                 self._finish(at, frames)
             return 0
-        id = response.id
-        if not self.pages._is_out(id):
-            return 1
         if response.status < 0 or response.offset > PAGE or response.status > PAGE - response.offset \
                 or self.tail + response.status > NET_MOST:
             self.bad = True
