@@ -122,6 +122,11 @@ class Sink:
         self._next = numpy.zeros(flows, numpy.int64)
         self.taken = 0
 
+    @property
+    def numbers(self) -> list[int]:
+        """How many frames of each flow have come."""
+        return self._next.tolist()
+
     def check(self, data: Bytes, lengths: Numbers) -> bool:
         """Frames end to end; whether any of them, a hello among them, came from there."""
         ends = numpy.cumsum(lengths, dtype=numpy.int64)

@@ -83,9 +83,12 @@ class Lan:
         """What netback counted of a station's vif."""
         return read_vif_statistics(statistics_path(self.ground.runtime, "vif", domid, 0))
 
-    def finish(self, seconds: float) -> None:
-        """Wait until every station has ended well. StressError when one did not, or the watchdog's time is up."""
-        self.ground.finish(seconds, but=LASTING)
+    def finish(self, seconds: float, but: tuple[str, ...] = ()) -> None:
+        """Wait until every station, but those of these names ("station" and domid), has ended well.
+
+        StressError when one did not, or the watchdog's time is up.
+        """
+        self.ground.finish(seconds, but=LASTING + but)
 
     def close(self) -> None:
         """End what the stations were served by: netback first, which takes leave of xenstored."""

@@ -43,14 +43,15 @@ class Sending:
         """Whether everything was sent and answered."""
         return not self.left and self._first == len(self._lengths) and not self.transmit.outstanding
 
-    def move(self) -> int:
-        """Take up answers and put what there is room for; how many of both."""
+    def take(self) -> int:
+        """Take up answers; how many."""
         answers = self.transmit.take()
         if self.transmit.refused:
             raise StressError(f"{self.transmit.refused} frames were answered with an error")
-        return answers + self._put()
+        return answers
 
-    def _put(self) -> int:
+    def put(self) -> int:
+        """Put what there is room for; how many frames."""
         put = 0
         while self._first < len(self._lengths) or self._more():
             until = self._first + self._stirring.part(len(self._lengths) - self._first)
@@ -74,12 +75,13 @@ class Sending:
 
 
 class Receiving:
-    """One queue's receive half. Buffers are posted again as they come, in parts when stirred."""
+    """One queue's receive half. Buffers are posted again as they come, in parts when stirred, unless it `holds` them."""
 
     def __init__(self, queue: Queue, sink: Sink, stirring: Stirring) -> None:
         self.receive = queue.receive
         self.port = queue.receive_port
         self.heard = False
+        self.holds = False
         self._sink = sink
         self._stirring = stirring
         self._data = numpy.frombuffer(self.receive.data, numpy.uint8)
@@ -92,7 +94,8 @@ class Receiving:
             raise StressError(f"{self.receive.dropped} frames came with an error")
         if count:
             self.heard |= self._sink.check(self._data, self._info["length"][:count])
-            self.post(self._stirring.part(BUFFERS))
+            if not self.holds:
+                self.post(self._stirring.part(BUFFERS))
         return count
 
     def post(self, limit: int = BUFFERS) -> None:
@@ -109,7 +112,8 @@ class Station:
         self._netfront = netfront
         self._peer = mac_of(peer)
         self._total = total
-        self._soon = process.loop.call_soon
+        self._call_soon = process.loop.call_soon
+        self._next: set[int] = set()            # queues that have a turn coming
         self._heard = False
         self._sink = Sink(self._peer, netfront.mac, FLOWS)
         queues = netfront.queues
@@ -124,17 +128,21 @@ class Station:
             receiving.post()
         netfront.attend = self.on_event
         self._say(hello(netfront.mac))
-        self._all_queues()
+        for index in range(len(queues)):
+            self._soon(index)
 
     def ended(self) -> bool:
         """Whether everything has come, and everything that was sent was answered."""
         return self._sink.taken == self._total and all(each.done for each in self._sending)
 
-    def _all_queues(self) -> None:
-        for index in range(len(self._netfront.queues)):
-            self._soon(partial(self._event, index))
+    def _soon(self, index: int) -> None:
+        """Look at a queue in the next turn: the others have theirs before."""
+        if index not in self._next:
+            self._next.add(index)
+            self._call_soon(partial(self._again, index))
 
-    def _event(self, index: int) -> None:
+    def _again(self, index: int) -> None:
+        self._next.discard(index)
         self._netfront.on_event(index, True, True)
 
     def _say(self, frame: bytes) -> None:
@@ -145,21 +153,23 @@ class Station:
             queue.transmit_port.notify()
 
     def on_event(self, index: int) -> bool:
-        """Go on with a queue until there is nothing to put and nothing to take."""
+        """Take what is there and put what there is room for."""
         self._stirring.stirred()
         sending, receiving = self._sending[index], self._receiving[index]
-        while True:
-            moved = receiving.move()
-            if receiving.heard and not self._heard:
-                self._heard = True
-                self._say(hello(self._netfront.mac, self._peer))
-                self._all_queues()
-            moved += sending.move() if self._heard else 0
-            if not moved:
-                self._stirring.pause()
-                receiving.post()
-                if not sending.transmit.final_check() | receiving.receive.final_check():
-                    return True
+        moved = receiving.move() + sending.take()
+        if receiving.heard and not self._heard:
+            self._heard = True
+            self._say(hello(self._netfront.mac, self._peer))
+            for each in range(len(self._sending)):
+                self._soon(each)
+        if self._heard:
+            moved += sending.put()
+        if not moved:
+            self._stirring.pause()
+            receiving.post()
+        if moved or sending.transmit.final_check() | receiving.receive.final_check():
+            self._soon(index)
+        return True
 
 
 def pass_frames(
@@ -178,7 +188,10 @@ def pass_frames(
                 return Station(process, netfront, peer, total, seed + 100 * domid, stir).ended
 
             switch.station(domid, main, queues)
-        switch.finish(seconds)
+        try:
+            switch.finish(seconds)
+        except StressError as error:
+            raise StressError("\n".join([str(error), *(f"vif {domid}: {switch.counters(domid)}" for domid in (1, 2))])) from None
         spent = time.monotonic() - start
         for domid in (1, 2):
             look_at_counters(switch, domid, total)
