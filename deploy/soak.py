@@ -7,6 +7,7 @@ from typing import Final
 from miniguest.deploy.stress.boots import boot
 from miniguest.deploy.stress.events import ask_and_answer
 from miniguest.deploy.stress.grants import map_and_unmap
+from miniguest.deploy.stress.net import pass_frames
 from miniguest.deploy.stress.rings import BLKIF, BLKIF_16, NETIF_RX, NETIF_TX, pass_requests
 from miniguest.deploy.stress.workers import StressError
 
@@ -21,6 +22,9 @@ PLAN: Final[tuple[tuple[str, Callable[[], object]], ...]] = (
     ("10 million requests, blkif of 16 pages", lambda: pass_requests(10_000_000, BLKIF_16, seconds=WATCHDOG)),
     ("a million requests, blkif, stirred, zmq", lambda: pass_requests(1_000_000, BLKIF, stir=True, seconds=WATCHDOG)),
     ("a million requests, blkif, stirred, fifo", lambda: pass_requests(1_000_000, BLKIF, "fifo", stir=True, seconds=WATCHDOG)),
+    ("a million frames between vifs, stirred, zmq", lambda: pass_frames(500_000, "zmq", 1, 21, True, seconds=WATCHDOG)),
+    ("a million frames on three queues, stirred, fifo", lambda: pass_frames(500_000, "fifo", 3, 22, True, seconds=WATCHDOG)),
+    ("100,000 frames one at a time", lambda: pass_frames(50_000, "fifo", 1, 23, True, 1, WATCHDOG)),
     ("20 boots", lambda: boot(20, 60.0)),
     ("grants of six between three mappers, 200 killed", lambda: map_and_unmap(3, 2_000_000, 200, seed=13, seconds=WATCHDOG)),
 )

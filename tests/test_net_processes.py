@@ -34,6 +34,11 @@ def test_stirred(doorbell: str, queues: int) -> None:
     pass_frames(30_000, doorbell, queues, seed=7, stir=True, seconds=100)
 
 
+def test_one_at_a_time() -> None:
+    """With a single frame under way in each direction every final check and every wake counts."""
+    pass_frames(8_000, "fifo", seed=9, stir=True, window=1, seconds=100)
+
+
 def test_every_size() -> None:
     """From the least to the most that netif has, and around every page's end."""
     sizes = sizes_of(1)

@@ -54,9 +54,10 @@ class Lan:
             ground.finish(0)                    # says why it died
             raise
         self.netback = ground.start("netback", 0, 3, lambda process: netback.main(process, {LINK: LinkConfig()}))
+        self._stations: list[Child] = []
         self._toolstack = Toolstack(ground.runtime, ground.hypercalls)
 
-    def station(self, domid: int, main: Callable[[Process, Netfront], Callable[[], bool]], queues: int = 1) -> Child:
+    def station(self, domid: int, main: Callable[[Process, Netfront], Callable[[], bool]], queues: int = 1) -> None:
         """A domain whose process calls `main` when its vif is connected, and goes on until what that answers is true."""
         self._toolstack.create_domain(self.store, domid, f"station{domid}", MEMORY + queues * QUEUE_MEMORY)
         self._toolstack.add_vif(self.store, domid, 0, Vif(mac=mac_of(domid).hex(":"), link=LINK), Link())
@@ -75,9 +76,11 @@ class Lan:
             device = NetfrontDevice(process, process.xenstore(), "device/vif/0", pages, grants, ready, lost, queues=queues)
             while not (answers and answers[0]()):
                 process.loop.turn()
+                if process.loop.stopping:
+                    return
             device.close()
 
-        return self.ground.start(f"station{domid}", domid, 0, run)
+        self._stations.append(self.ground.start(f"station{domid}", domid, 0, run))
 
     def counters(self, domid: int) -> dict[str, int]:
         """What netback counted of a station's vif."""
@@ -91,8 +94,8 @@ class Lan:
         self.ground.finish(seconds, but=LASTING + but)
 
     def close(self) -> None:
-        """End what the stations were served by: netback first, which takes leave of xenstored."""
-        for child in (self.netback, self._xenstored):
+        """End what still runs: those first who have something to tell the others."""
+        for child in (*self._stations, self.netback, self._xenstored):
             self.ground.end(child)
         self.store.close()
 

@@ -50,11 +50,11 @@ class Sending:
             raise StressError(f"{self.transmit.refused} frames were answered with an error")
         return answers
 
-    def put(self) -> int:
-        """Put what there is room for; how many frames."""
+    def put(self, most: int) -> int:
+        """Put what there is room for, and no more than `most`; how many frames."""
         put = 0
-        while self._first < len(self._lengths) or self._more():
-            until = self._first + self._stirring.part(len(self._lengths) - self._first)
+        while put < most and (self._first < len(self._lengths) or self._more()):
+            until = self._first + self._stirring.part(min(len(self._lengths) - self._first, most - put))
             count = self.transmit.put(self._data.data, self._lengths[:until].data, self._first, self._offset)
             self._offset += int(self._lengths[self._first : self._first + count].sum())
             self._first += count
@@ -107,7 +107,11 @@ class Receiving:
 class Station:
     """A domain's process: sends `total` frames to `peer`, and takes and checks as many."""
 
-    def __init__(self, process: Process, netfront: Netfront, peer: int, total: int, seed: int, stir: bool) -> None:
+    def __init__(
+        self, process: Process, netfront: Netfront, peer: int, total: int, seed: int, stir: bool, window: int = 1 << 30
+    ) -> None:
+        self._window = window                   # frames that it may be ahead of what it received
+        self._put = 0
         self._stirring = stirring = Stirring(process, seed, stir)
         self._netfront = netfront
         self._peer = mac_of(peer)
@@ -163,7 +167,9 @@ class Station:
             for each in range(len(self._sending)):
                 self._soon(each)
         if self._heard:
-            moved += sending.put()
+            put = sending.put(self._window + self._sink.taken - self._put)
+            self._put += put
+            moved += put
         if not moved:
             self._stirring.pause()
             receiving.post()
@@ -173,19 +179,20 @@ class Station:
 
 
 def pass_frames(
-    total: int, doorbell: str = "zmq", queues: int = 1, seed: int = 1, stir: bool = False, seconds: float = 120.0
+    total: int, doorbell: str = "zmq", queues: int = 1, seed: int = 1, stir: bool = False, window: int = 1 << 30,
+    seconds: float = 120.0,
 ) -> float:
     """Pass `total` frames in each direction; frames per second. StressError when anything is not as it should be.
 
-    stir: frames in parts, buffers in parts, pauses, waits that spin for a random time or not at all. seconds: the
-    watchdog's.
+    stir: frames in parts, buffers in parts, pauses, waits that spin for a random time or not at all. window: how many
+    frames each end may be ahead of what it received; with one, every wake counts. seconds: the watchdog's.
     """
     with lan(doorbell) as switch:
         start = time.monotonic()
         for domid, peer in ((1, 2), (2, 1)):
 
             def main(process: Process, netfront: Netfront, domid: int = domid, peer: int = peer) -> Callable[[], bool]:
-                return Station(process, netfront, peer, total, seed + 100 * domid, stir).ended
+                return Station(process, netfront, peer, total, seed + 100 * domid, stir, window).ended
 
             switch.station(domid, main, queues)
         try:
