@@ -51,6 +51,8 @@ class Exits:
 
     def mmio_write(self, address: int, size: int, value: int) -> None:
         self.seen.append(("store", address, size, value))
+        if address in self.on_out:
+            self.on_out[address]()                  # type: ignore[operator]
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int] | None:
         self.seen.append(("cpuid", leaf, subleaf))

@@ -740,3 +740,56 @@ def test_cpuid_promises_no_sysenter(tmp_path: Path) -> None:
     fpu, sep, mmx = 1, 1 << 11, 1 << 23
     assert m.dword(0x500) & (fpu | sep | mmx) == fpu | mmx
     assert m.dword(0x504) >> 8 & 15 == 6 and m.ram[0x508:0x50C] == b"Genu"
+
+
+# -- DMA while the guest's paging is on
+ELSEWHERE = PAGED + """
+        and dword ptr [0x101000 + 0x40 * 4], ~1        # 0x40000 is nowhere
+        mov dword ptr [0x101000 + 0x50 * 4], 0x60003    # 0x50000 is frame 0x60
+        mov dword ptr [0x101000 + 0x51 * 4], 0xd0000003 # 0x51000 is a device
+        mov eax, cr3
+        mov cr3, eax
+        mov eax, 0x50000
+        call eax
+        mov [0x500], ebx
+        mov [0x51000], eax
+        jmp 1f
+1:      mov eax, 0x50000
+        call eax
+        mov [0x504], ebx
+        hlt
+"""
+
+
+def returns(value: int) -> bytes:
+    """mov ebx, value; ret"""
+    return b"\xbb" + value.to_bytes(4, "little") + b"\xc3"
+
+
+@pytest.mark.parametrize("also", [(0x40000, 0x1000), (0x61000, 0x1000), (0x5FFFF, 2), (0x60000, 0x1000)])
+def test_code_that_dma_replaced_is_translated_anew_wherever_it_is_mapped(tmp_path: Path, also: tuple[int, int]) -> None:
+    m = protected(tmp_path, ELSEWHERE)
+    m.ram[0x60000:0x60006] = returns(1)
+
+    def dma() -> None:
+        m.ram[0x60000:0x60006] = returns(2)
+        m.engine.forget_code(*also)             # addresses of memory, which the guest sees elsewhere, or not at all
+        m.engine.forget_code(0x60000, 6)
+        m.engine.kick()                         # what Unicorn left behind would come out when it starts again
+
+    m.exits.on_out[0xD0000000] = dma
+    assert finish(m) == [("store", 0xD0000000, 4, 0x50000)]
+    assert (m.dword(0x500), m.dword(0x504)) == (1, 2)
+
+
+def test_dma_to_where_no_code_is_leaves_the_guest_alone(tmp_path: Path) -> None:
+    m = protected(tmp_path, ELSEWHERE)
+    m.ram[0x60000:0x60006] = returns(1)
+
+    def dma() -> None:
+        m.engine.forget_code(0x40000, 0x1000)
+        m.engine.kick()
+
+    m.exits.on_out[0xD0000000] = dma
+    finish(m)
+    assert m.dword(0x504) == 1

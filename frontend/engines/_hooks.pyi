@@ -13,9 +13,12 @@ class Watch:
         emu_stop: int,
         reg_read: int,
         vmem_read: int,
+        vmem_translate: int,
         upcall: int,
         on_msr: Callable[[int, int, int], None],
     ) -> None: ...
+    def holds_code(self, gpa: int, size: int) -> bool: ...
+    def forget_code(self) -> None: ...
     stopped: int
     want_interrupt: bool
     request: bool

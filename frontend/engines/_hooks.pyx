@@ -1,9 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
-"""The Unicorn callbacks that run at every block: kicks, timers and interrupt windows; and the search for RDMSR/WRMSR.
+"""The Unicorn callbacks that run at every block: kicks, timers and interrupt windows; and what is done with new blocks:
+noting which frames hold translated code, and the search for RDMSR and WRMSR.
 
 Unicorn itself is reached through function addresses, so that this file needs none of its headers to build.
 """
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memset
 
 cdef extern from *:
     """
@@ -19,6 +22,7 @@ cdef extern from *:
 ctypedef int (*emu_stop_fn)(void *uc) noexcept nogil
 ctypedef int (*reg_read_fn)(void *uc, int regid, void *value) noexcept nogil
 ctypedef int (*vmem_read_fn)(void *uc, uint64_t address, int prot, void *data, size_t size) noexcept nogil
+ctypedef int (*vmem_translate_fn)(void *uc, uint64_t address, int prot, uint64_t *physical) noexcept nogil
 
 cpdef enum:                    # Watch.stopped
     STOP_NONE = 0
@@ -35,11 +39,15 @@ cdef enum:
     MOV_SREG_OPCODE = 0x8e
     LONGEST_MOV = 7            # bytes of MOV SS with a SIB byte and a 32-bit displacement
     PATIENCE = 255             # blocks between looks at the clock
+    FRAME_SHIFT = 12
+    FRAMES = 1 << 20           # of 4 GiB
 
 cdef struct State:
     emu_stop_fn emu_stop
     reg_read_fn reg_read
     vmem_read_fn vmem_read
+    vmem_translate_fn vmem_translate
+    uint8_t *code_frames       # a bit for each frame that code was translated from
     uint8_t *upcall
     uint64_t deadline_ns
     uint32_t blocks
@@ -47,6 +55,7 @@ cdef struct State:
     uint8_t want_interrupt
     uint8_t request
     uint8_t shadow
+    uint8_t running            # the first block of this run has begun
     uint64_t last              # the block executed last: where it begins and ends
     uint64_t end
     void *on_msr
@@ -88,11 +97,24 @@ cdef bint opens_window(void *uc, State *state) noexcept nogil:
     return flags & EFLAGS_IF and not state.shadow
 
 
+cdef void note_code(void *uc, State *state, uint64_t address, uint32_t size) noexcept nogil:
+    """Code was translated from the frames behind `size` bytes at linear `address`: a page of it, and perhaps the next."""
+    cdef uint64_t page, frame, physical
+    for page in range(address >> FRAME_SHIFT, ((address + size - 1) >> FRAME_SHIFT) + 1):
+        if state.vmem_translate(uc, <uint32_t>(page << FRAME_SHIFT), UC_PROT_EXEC, &physical) == 0:
+            frame = physical >> FRAME_SHIFT & (FRAMES - 1)
+            state.code_frames[frame >> 3] |= 1 << (frame & 7)
+
+
 cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
     """UC_HOOK_BLOCK. Stopping here stops before the block's first instruction, so nothing is executed twice."""
     cdef bint kicked
     if state.stopped:
         return
+    if not state.running and size:
+        # Unicorn tells of a new block when another one led to it: of the first one of a run it may not.
+        state.running = True
+        note_code(uc, state, address, size)
     state.blocks += 1
     kicked = ld8(state.upcall) or state.request
     if kicked or state.want_interrupt:
@@ -116,6 +138,8 @@ cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexc
     """UC_HOOK_EDGE_GENERATED: a new block. Unicorn has no hook for RDMSR and WRMSR, so find their bytes."""
     cdef uint8_t code[4096]
     cdef uint32_t i, size = current.size
+    if size:
+        note_code(uc, state, current.pc, size)
     if size < 2 or size > 4096 or state.vmem_read(uc, current.pc, UC_PROT_EXEC, code, size):
         return
     for i in range(size - 1):
@@ -127,19 +151,39 @@ cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexc
 cdef class Watch:
     """What the callbacks look at, and what they say.
 
-    emu_stop, reg_read, vmem_read: addresses of Unicorn's functions. upcall: address of the byte that stops the guest.
+    emu_stop, reg_read, vmem_read, vmem_translate: addresses of Unicorn's functions. upcall: address of the byte that stops the guest.
     on_msr(address, block, size): bytes of RDMSR or WRMSR are at `address`.
     """
     cdef State state
     cdef object on_msr
 
-    def __init__(self, uintptr_t emu_stop, uintptr_t reg_read, uintptr_t vmem_read, uintptr_t upcall, on_msr):
+    def __init__(self, uintptr_t emu_stop, uintptr_t reg_read, uintptr_t vmem_read, uintptr_t vmem_translate,
+                 uintptr_t upcall, on_msr):
         self.state.emu_stop = <emu_stop_fn><void *>emu_stop
         self.state.reg_read = <reg_read_fn><void *>reg_read
         self.state.vmem_read = <vmem_read_fn><void *>vmem_read
+        self.state.vmem_translate = <vmem_translate_fn><void *>vmem_translate
+        self.state.code_frames = <uint8_t *>PyMem_Calloc(FRAMES // 8, 1)
+        if self.state.code_frames == NULL:
+            raise MemoryError()
         self.state.upcall = <uint8_t *>upcall
         self.on_msr = on_msr
         self.state.on_msr = <void *>on_msr
+
+    def __dealloc__(self):
+        PyMem_Free(self.state.code_frames)
+
+    def holds_code(self, uint64_t gpa, uint64_t size):
+        """Whether code may have been translated from any of `size` bytes at guest-physical `gpa`."""
+        cdef uint64_t frame
+        for frame in range(gpa >> FRAME_SHIFT, min(((gpa + size - 1) >> FRAME_SHIFT) + 1, FRAMES)):
+            if self.state.code_frames[frame >> 3] >> (frame & 7) & 1:
+                return True
+        return False
+
+    def forget_code(self):
+        """All translated code is gone."""
+        memset(self.state.code_frames, 0, FRAMES // 8)
 
     @property
     def address(self):
@@ -164,6 +208,7 @@ cdef class Watch:
     @stopped.setter
     def stopped(self, uint8_t value):
         self.state.stopped = value
+        self.state.running = False
 
     @property
     def shadow(self):

@@ -24,6 +24,7 @@ FOUR_GIB: Final = 1 << 32
 VGA_HOLE: Final = (0xA0000, 0xC0000)
 BIOS_SHADOW: Final = 0x20000  # below 1 MiB: the last 128 KiB of the firmware
 CR0_AT_RESET: Final = 0x60000010
+CR0_PG: Final = 1 << 31
 STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.WINDOW}
 EXCEPTIONS: Final = 32
 CPUID: Final = b"\x0f\xa2"
@@ -90,6 +91,7 @@ class UnicornEngine:
             _address(uclib.uc_emu_stop),
             _address(uclib.uc_reg_read),
             _address(uclib.uc_vmem_read),
+            _address(uclib.uc_vmem_translate),
             upcall,
             self._msr_found,
         )
@@ -267,6 +269,7 @@ class UnicornEngine:
         if self._forget_all:
             self._forget_all = False
             self._uc.ctl_flush_tb()
+            self._watch.forget_code()
         watch.stopped = STOP_NONE
         watch.deadline_ns = deadline_ns
         self._running = True
@@ -305,7 +308,13 @@ class UnicornEngine:
 
     def forget_code(self, gpa: int, size: int) -> None:
         """Drop translated blocks of a range of RAM."""
-        self._uc.ctl_remove_cache(gpa, gpa + size)
+        if not self._watch.holds_code(gpa, size):
+            return
+        if self._uc.reg_read(x86.UC_X86_REG_CR0) & CR0_PG:
+            # Unicorn's call takes a linear address, looks it up, and leaves a page fault for the guest when it is not mapped.
+            self.forget_all_code()
+        else:
+            self._uc.ctl_remove_cache(gpa, gpa + size)
 
     def forget_all_code(self) -> None:
         """Drop every translated block; from inside an exit at the end of the block, which is one of them."""
