@@ -13,6 +13,7 @@ import msgspec
 
 from miniguest.deploy import firmware
 from miniguest.deploy.errors import FirmwareError, TopologyError
+from miniguest.deploy.files import Files
 from miniguest.deploy.network import NetworkChecker
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def check(topology: Topology, file: Path) -> Topology:
     checker.name("name", topology.name)
     if not topology.guest:
         checker.fail("guest", "at least one [[guest]] is needed")
-    network = NetworkChecker(file, topology)
+    for name in topology.link:
+        checker.name("link", name)
+    network = NetworkChecker(file, topology, checker.files)
     links = network.links()
     guests = tuple(checker.guest(f"guest[{i}]", guest, network) for i, guest in enumerate(topology.guest))
     return msgspec.structs.replace(topology, guest=guests, link=links)
@@ -88,7 +91,7 @@ class _Checker:
         self.file = file
         self.base = file.absolute().parent
         self.guests: dict[str, str] = {}                # name -> key
-        self.serials: dict[Path, str] = {}              # file -> key
+        self.files = Files()
         self.images: dict[tuple[int, int], tuple[str, str]] = {}    # (device, inode) -> (key, access)
 
     def fail(self, key: str, message: str) -> NoReturn:
@@ -144,9 +147,8 @@ class _Checker:
         target = path if path.exists() else path.parent
         if not os.access(target, os.W_OK):
             self.fail(key, f"{path}: cannot be written" if target.exists() else f"{target}: no such directory")
-        if other := self.serials.get(path):
-            self.fail(key, f"{path}: {other} writes there already")
-        self.serials[path] = key
+        if trouble := self.files.write(key, path):
+            self.fail(key, trouble)
         return str(path)
 
     def disks(self, key: str, disks: tuple[Disk, ...]) -> tuple[Disk, ...]:
@@ -164,6 +166,8 @@ class _Checker:
         image = self.base / disk.image
         if trouble := image_trouble(image, disk.access):
             self.fail(f"{key}.image", f"{image}: {trouble}")
+        if trouble := self.files.read(f"{key}.image", image):
+            self.fail(f"{key}.image", trouble)
         found = image.stat()
         other, access = self.images.setdefault((found.st_dev, found.st_ino), (key, disk.access))
         if other != key and "rw" in (access, disk.access):

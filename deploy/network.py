@@ -12,6 +12,7 @@ from miniguest.backend.netback.links import LinkConfig, LinkError
 from miniguest.backend.netback.links import check as check_link
 from miniguest.deploy import option_rom
 from miniguest.deploy.errors import FirmwareError, TopologyError
+from miniguest.deploy.files import Files
 
 if TYPE_CHECKING:
     from miniguest.deploy.topology import Link, Topology, Vif
@@ -25,7 +26,7 @@ KEYS: Final = {                         # of a link, by its kind: what it must h
 }
 _ALWAYS: Final = ("kind", "mtu", "capture")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_RATE: Final = re.compile(r"(\d+)([GMK]?)([Bb])/s(?:@(\d+)(us|ms|s))?")
+_RATE: Final = re.compile(r"([0-9]{1,18})([GMK]?)([Bb])/s(?:@([0-9]{1,18})(us|ms|s))?")
 _FACTORS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 _MICROSECONDS: Final = {"us": 1, "ms": 1000, "s": 1000**2}
 _INTERVAL: Final = 50_000               # microseconds between credits, as in xl's vif rate
@@ -34,12 +35,12 @@ _INTERVAL: Final = 50_000               # microseconds between credits, as in xl
 class NetworkChecker:
     """One pass over the vifs and links of a topology file; remembers what must not occur twice."""
 
-    def __init__(self, file: Path, topology: Topology) -> None:
+    def __init__(self, file: Path, topology: Topology, files: Files) -> None:
         self.file = file
+        self.files = files
         self.base = file.absolute().parent
         self.topology = topology
         self.macs: dict[str, str] = {}              # address -> key
-        self.writers: dict[Path, str] = {}          # file -> key
         self.devices: dict[str, str] = {}           # TAP -> key
 
     def fail(self, key: str, message: str) -> NoReturn:
@@ -89,6 +90,8 @@ class NetworkChecker:
             found = option_rom.find(word, model, self.base)
         except FirmwareError as error:
             self.fail(key, str(error))
+        if found and (trouble := self.files.read(key, found)):
+            self.fail(key, trouble)
         return str(found) if found else ""
 
     def rate(self, key: str, word: str) -> str:
@@ -135,11 +138,12 @@ class NetworkChecker:
     def own(self, key: str, link: Link) -> None:
         """Files that are written, and TAPs, are one link's."""
         for field in ("file", "capture"):
-            path = getattr(link, field)
-            if path and (other := self.writers.setdefault(path, f"{key}.{field}")) != f"{key}.{field}":
-                self.fail(f"{key}.{field}", f"{path}: {other} writes there already")
-        if link.replay and link.replay in self.writers:
-            self.fail(f"{key}.replay", f"{link.replay}: {self.writers[link.replay]} writes there")
+            if (path := getattr(link, field)) and (trouble := self.files.write(f"{key}.{field}", path)):
+                self.fail(f"{key}.{field}", trouble)
+        if link.replay and (trouble := self.files.read(f"{key}.replay", link.replay)):
+            self.fail(f"{key}.replay", trouble)
+        if link.replay and link.replay.exists() and not link.replay.is_file():
+            self.fail(f"{key}.replay", f"{link.replay}: is not a file")
         if link.device and (other := self.devices.setdefault(link.device, key)) != key:
             self.fail(f"{key}.device", f"{link.device} is {other}'s already")
 

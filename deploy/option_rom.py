@@ -18,6 +18,7 @@ SIGNATURE: Final = b"\x55\xaa"          # PCI Local Bus Specification 2.2, 6.3.1
 _CHECKSUM_AT: Final = 6                 # in iPXE's images; all bytes of an image add up to 0
 _PCIR_AT: Final = 0x18
 _PCIR: Final = struct.Struct("<4sHH")
+_PCIR_SIZE: Final = 24                  # bytes of the whole structure (6.3.1.2)
 
 
 def find(word: str, model: str, base: Path) -> Path | None:
@@ -26,6 +27,8 @@ def find(word: str, model: str, base: Path) -> Path | None:
         return None
     path = _shipped(model) if word == "auto" else base / word
     try:
+        if path.exists() and not path.is_file():
+            raise FirmwareError(f"{path}: is not a file")
         image = read(path)
     except OSError as error:
         raise FirmwareError(f"{path}: cannot be read: {error.strerror}") from None
@@ -81,6 +84,6 @@ def _trouble(image: bytes) -> str:
     if not image.startswith(SIGNATURE) or len(image) < 512:
         return "is no option ROM: it does not begin with 55 aa"
     at = int.from_bytes(image[_PCIR_AT : _PCIR_AT + 2], "little")
-    if image[at : at + 4] != b"PCIR":
+    if image[at : at + 4] != b"PCIR" or at + _PCIR_SIZE > len(image):
         return "is no PCI option ROM: it has no PCI data structure"
     return ""

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -134,15 +135,32 @@ def parse(file: Path, text: str) -> Topology:
     """TOML to a Topology whose keys and types are right; the values are not looked at. `file` is for the messages."""
     try:
         tables = tomllib.loads(text)
+        zeros = [(key, word) for key, word in _words(tables) if "\0" in word]
     except tomllib.TOMLDecodeError as error:
         message, where = _toml_error(str(error), text)
         raise TopologyError(file, where, f"not TOML: {message}") from None
+    except RecursionError:
+        raise TopologyError(file, "", "not a topology file: tables or lists within each other without end") from None
+    for key, word in zeros:
+        raise TopologyError(file, key, f"{word!r} has a zero byte in it, which no name has")
     links = tables.get("link")
     if isinstance(links, dict):
         # One by one: msgspec does not say under which name of a table it found something wrong.
         for name, link in links.items():
             _convert(file, link, Link, f"link.{name}")
     return _convert(file, tables, Topology)
+
+
+def _words(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, string) for every string in a TOML document."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _words(item, _join(key, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _words(item, f"{key}[{index}]")
 
 
 def _convert(file: Path, tables: Any, kind: type[_T], prefix: str = "") -> _T:
