@@ -12,7 +12,7 @@ import pytest
 from guests import MINIGUEST, assemble, run
 
 SECONDS = 2.0
-PROCESSES = ("hypervisor", "xenstored", "blkback", "console", "hvm0-dm", "hvm0-vcpu0")
+PROCESSES = ("hypervisor", "xenstored", "blkback", "netback", "console", "hvm0-dm", "hvm0-vcpu0")
 # Interrupts off while it prints: the BIOS's timer handler may have a character of its own to say.
 IDLE = """
         cli
@@ -39,6 +39,7 @@ class Topology:
         image.write_bytes(assemble(directory, program).ljust(1 << 20, b"\0"))
         (directory / "idle.toml").write_text(
             f'doorbell = "{doorbell}"\n[[guest]]\nname = "hvm0"\ndisk = [{{ image = "idle.img", vdev = "hda" }}]\n'
+            'vif = [{ model = "e1000", rom = "none" }]\n[link.lan0]\n'
         )
         self.runtime = Path("/dev/shm") / f"mge-{os.getpid()}-{time.monotonic_ns()}"
         self.process = subprocess.Popen(
