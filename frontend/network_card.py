@@ -8,7 +8,7 @@ from miniguest.frontend.devices.e1000 import E1000
 from miniguest.frontend.devices.ne2k_pci import Ne2kPci
 from miniguest.frontend.devices.nic import Wire
 from miniguest.frontend.devices.option_rom import OptionRom
-from miniguest.frontend.devices.pci_function import ROM, Bar, MappingChanged, PciFunction
+from miniguest.frontend.devices.pci_function import ROM, Bar, Identity, MappingChanged, PciFunction
 from miniguest.frontend.devices.rtl8139 import Rtl8139
 from miniguest.ring.card_counters import CardCounters
 from miniguest.ring.messages import vector_of
@@ -47,6 +47,19 @@ class CardPlan:
     rom_frame: int = 0
 
 
+class CardFunction(PciFunction):
+    """A card's configuration space. configured(): called after a write: messages may have taken the pin's place."""
+
+    def __init__(
+        self, identity: Identity, bars: tuple[Bar, ...], mapping_changed: MappingChanged, configured: Callable[[], None]
+    ) -> None:
+        super().__init__(identity, bars, mapping_changed=mapping_changed)
+        self._configured = configured
+
+    def written(self, offset: int, size: int) -> None:
+        self._configured()
+
+
 class NetworkCard:
     """One card. Its owner puts `nic` on the bus and calls `settle` after each access; `changed` is called for the rest.
 
@@ -61,7 +74,7 @@ class NetworkCard:
         self.nic = nic = MODELS[plan.model](plan.vif.mac, memory, plan.vif, clock)
         self.rom = OptionRom(plan.rom) if plan.rom else None
         rom = (Bar(ROM, "rom", self.rom.size),) if self.rom else ()
-        self.function = PciFunction(nic.IDENTITY, nic.BARS + rom, mapping_changed=mapping_changed)
+        self.function = CardFunction(nic.IDENTITY, nic.BARS + rom, mapping_changed, lambda: self.changed())
         self._set_pin = set_pin
         self._send = send
         self._level = False
