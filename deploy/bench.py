@@ -4,6 +4,8 @@
     exit, local        IN from the PIC's mask register, answered in the vCPU's own process: the reference for it
     boot to GRUB       from reset until GRUB printed its first line
     boot, reference    a fixed amount of Python, the reference for it
+    vif to vif         frames through netback's switch, of several sizes; beside them AF_UNIX datagrams between two
+                       processes and writes to a TAP (miniguest.deploy.bench_net)
 
 Times of shared machines mean little; the ratios mean more. Run with `make bench`, or `python -m miniguest.deploy.bench`.
 """
@@ -12,6 +14,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -22,13 +25,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from miniguest.deploy import images, topology
+from miniguest.deploy import bench_net, images, topology
 from miniguest.deploy.report import RunResult
 from miniguest.deploy.runtime import runtime_directory
 from miniguest.deploy.supervisor import Supervisor
 
 EXITS: Final = 20_000
 LOOP: Final = 300_000
+REFERENCES: Final = {"unix": "AF_UNIX datagrams", "tap": "write to a TAP"}
 POST: Final = 0x80
 PIC_MASK: Final = 0x21
 # Boot sector: ECX times IN AL from both ports, then power off through ACPI.
@@ -97,13 +101,32 @@ def _run(image: Path, line: bytes | None) -> tuple[RunResult, float]:
         return supervisor.watch(120.0), seconds
 
 
-def row(name: str, unit: str, reference: str, pairs: list[tuple[float, float]]) -> Row:
+def row(
+    name: str, unit: str, reference: str, pairs: list[tuple[float, float]], best: Callable[[list[float]], float] = min
+) -> Row:
     """Figures of several rounds, each with its reference."""
     values, ratios = [value for value, _ in pairs], [value / other for value, other in pairs]
     return Row(
-        name, statistics.median(values), min(values), unit, reference, statistics.median(ratios), min(ratios), max(ratios),
+        name, statistics.median(values), best(values), unit, reference, statistics.median(ratios), min(ratios), max(ratios),
         len(pairs),
     )
+
+
+def net_rows(rounds: int, logs: Path) -> tuple[list[Row], dict[str, str]]:
+    """Rates of the network path, and the references that cannot be had here, with the reason."""
+    with bench_net.paths(logs) as (ways, left_out):
+        found = bench_net.rates(rounds, ways)
+    rows = []
+    for size in bench_net.WINDOWS:
+        vif = [rate / 1e3 for rate in found["vif", size]]
+        name = f"vif to vif, {size} B"
+        for way in ways:
+            if way != "vif":
+                other = [rate / 1e3 for rate in found[way, size]]
+                rows.append(row(name, "k/s", f"{REFERENCES[way]}, {size} B", list(zip(vif, other, strict=True)), max))
+                rows.append(row(f"{REFERENCES[way]}, {size} B", "k/s", "", [(rate, rate) for rate in other], max))
+        rows.append(row(name, "GB/s", "", [(rate * size / 1e6,) * 2 for rate in vif], max))
+    return rows, left_out
 
 
 @click.command()
@@ -118,15 +141,21 @@ def main(rounds: int, json_file: Path | None) -> None:
         for _ in track(range(rounds), "rounds", console=errors, disable=not errors.is_terminal):
             exits.append(exit_times())
             boots.append(boot_times(image))
+        with errors.status("the network path"):
+            net, left_out = net_rows(rounds, Path(name))
     rows = [
         row("exit round trip", "us", "exit, local", exits),
         row("exit, local", "us", "", [(local, local) for _, local in exits]),
         row("boot to GRUB's first line", "s", "boot, reference", boots),
         row("boot, reference", "s", "", [(reference, reference) for _, reference in boots]),
+        *net,
     ]
     if json_file:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode({"machine": _machine(), "rows": rows}), indent=2) + b"\n")
+        found = {"machine": _machine(), "rows": rows, "left_out": left_out}
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     _print(rows)
+    for way, reason in left_out.items():
+        errors.print(f"left out: {REFERENCES[way]}: {reason}")
 
 
 def _machine() -> dict[str, str | int]:

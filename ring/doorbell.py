@@ -59,9 +59,9 @@ class FifoDoorbell:
         self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def drain(self) -> None:
-        """Take every byte."""
+        """Take every byte: a read that finds less than it could take has found the last one."""
         with contextlib.suppress(BlockingIOError):
-            while os.read(self.fd, 4096):
+            while len(os.read(self.fd, 4096)) == 4096:
                 pass
 
     def close(self) -> None:
@@ -75,21 +75,24 @@ class Bells:
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", runtime: Path) -> None:
         self._context = context
         self._runtime = runtime
-        self._fifos: dict[Path, int] = {}
-        self._sockets: dict[Path, zmq.Socket[bytes]] = {}
+        self._fifos: dict[tuple[int, int], int] = {}                    # by domid and vCPU
+        self._sockets: dict[tuple[int, int], zmq.Socket[bytes]] = {}
 
     def ring(self, domid: int, vcpu: int) -> None:
         """Wake a domain's vCPU. Nothing happens when it has no doorbell."""
-        path = doorbell_path(self._runtime, domid, vcpu)
-        if path not in self._fifos and path not in self._sockets:
-            self._connect(path)
-        if path in self._fifos:
-            with contextlib.suppress(BlockingIOError):      # full of unread wakes: one more adds nothing
-                os.write(self._fifos[path], b"\0")
-        elif path in self._sockets:
-            self._sockets[path].send(b"", zmq.NOBLOCK)
+        bell = domid, vcpu & VCPU_MASK
+        if bell not in self._fifos and bell not in self._sockets:
+            self._connect(bell)
+        if bell in self._fifos:
+            try:
+                os.write(self._fifos[bell], b"\0")
+            except BlockingIOError:             # full of unread wakes: one more adds nothing
+                pass
+        elif bell in self._sockets:
+            self._sockets[bell].send(b"", zmq.NOBLOCK)
 
-    def _connect(self, path: Path) -> None:
+    def _connect(self, bell: tuple[int, int]) -> None:
+        path = doorbell_path(self._runtime, *bell)
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
@@ -97,7 +100,7 @@ class Bells:
             # at what is pending then, and the event was made pending before we looked for the doorbell.
             return
         if stat.S_ISFIFO(mode):
-            self._fifos[path] = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fifos[bell] = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             return
         socket = self._context.socket(zmq.PUSH)
         socket.linger = 0
@@ -106,15 +109,14 @@ class Bells:
         # is pending already.
         socket.sndhwm = 0
         socket.connect(f"ipc://{path}")
-        self._sockets[path] = socket
+        self._sockets[bell] = socket
 
     def forget(self, domid: int) -> None:
         """Look for a domain's doorbells anew: a new domain of that number has others at the same paths."""
-        directory = domain_directory(self._runtime, domid)
-        for path in [path for path in self._fifos if path.parent == directory]:
-            os.close(self._fifos.pop(path))
-        for path in [path for path in self._sockets if path.parent == directory]:
-            self._sockets.pop(path).close()
+        for bell in [bell for bell in self._fifos if bell[0] == domid]:
+            os.close(self._fifos.pop(bell))
+        for bell in [bell for bell in self._sockets if bell[0] == domid]:
+            self._sockets.pop(bell).close()
 
     def close(self) -> None:
         """Let go of every doorbell."""
