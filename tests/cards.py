@@ -1,4 +1,4 @@
-"""What a network card's model is put between in tests: memory, a wire, a clock, and frames."""
+"""What a device's model is put between in tests: memory, a clock, and for a network card a wire and frames."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ RAM = 1 << 20
 
 class Clock:
     def __init__(self) -> None:
-        self.now = 1_000_000
+        self.now = 12_345_678
 
     def __call__(self) -> int:
         return self.now
