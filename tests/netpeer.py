@@ -1,35 +1,27 @@
-"""A netfront that does as it is told, lies included: a domain, its vifs, and the rings as bare bytes.
-
-Nothing here is the project's frontend. Waiting is for events and xenstore watches, with a watchdog.
-"""
+"""A netfront that does as it is told, lies included: a domain, its vifs, and their rings as bare bytes."""
 import itertools
-import select
 import struct
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from blkpeer import WATCHDOG, Domain, wait_until
+import peer
+from peer import Device, Domain, Key, Ring
 
 from miniguest.backend.netback import process as netback
 from miniguest.backend.netback.links import LinkConfig
-from miniguest.deploy.children import Child
 from miniguest.deploy.supervisor import Supervisor
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.events import Port
 from miniguest.ring.process import Process
 from miniguest.ring.statistics import read_vif_statistics, statistics_path
-from miniguest.ring.xenbus import read_state, write_keys
+from miniguest.ring.xenbus import write_keys
 
-Key = str | int | bytes | None
 PAGE = 4096
 OKAY, ERROR, DROPPED, NULL = 0, -1, -2, 1
 CSUM_BLANK, VALIDATED, MORE, EXTRA = 1, 2, 4, 8         # NETTXF_*
 RX_VALIDATED, RX_BLANK, RX_MORE, RX_EXTRA = 1, 2, 4, 8  # NETRXF_*
 GSO, MCAST_ADD, MCAST_DEL, HASH = 1, 2, 3, 4            # XEN_NETIF_EXTRA_TYPE_*
-NETBACK_VCPU = 3
 BROADCAST = b"\xff" * 6
 
 
@@ -46,60 +38,6 @@ def extra_slot(kind: int, body: bytes = b"", more: bool = False) -> bytes:
 def gso_slot(size: int, kind: int = 1, more: bool = False) -> bytes:
     """The extra info of a GSO packet."""
     return extra_slot(GSO, struct.pack("<HBBH", size, kind, 0, 0), more)
-
-
-class Ring:
-    """One shared ring page as bare bytes, the frontend's end."""
-
-    def __init__(self, domain: Domain, slot: int) -> None:
-        self.domain, self.slot = domain, slot
-        self.frame = domain.pages.alloc()
-        self.gref = domain.grants.give(0, self.frame)
-        self.page = domain.memory.frame(self.frame)
-        self.page[:64] = bytes(64)
-        self.slots = 128 if slot == 16 else 256     # (4096 - 64) / slot, rounded down to a power of two
-        self.set_index(req_event=1, rsp_event=1)
-        self.req_prod = self.rsp_cons = 0
-
-    def set_index(self, **values: int) -> None:
-        for name, value in values.items():
-            at = ("req_prod", "req_event", "rsp_prod", "rsp_event").index(name) * 4
-            self.page[at : at + 4] = (value & 0xFFFFFFFF).to_bytes(4, "little")
-
-    def index(self, name: str) -> int:
-        at = ("req_prod", "req_event", "rsp_prod", "rsp_event").index(name) * 4
-        return int.from_bytes(self.page[at : at + 4], "little")
-
-    def put(self, slot: bytes) -> None:
-        at = 64 + self.req_prod % self.slots * self.slot
-        self.page[at : at + len(slot)] = slot
-        self.req_prod += 1
-
-    def push(self) -> None:
-        self.set_index(req_prod=self.req_prod)
-
-    @property
-    def ready(self) -> int:
-        """Responses that are there and were not taken."""
-        return (self.index("rsp_prod") - self.rsp_cons) & 0xFFFFFFFF
-
-    def take(self, size: int) -> bytes:
-        """The next response."""
-        at = 64 + self.rsp_cons % self.slots * self.slot
-        self.rsp_cons += 1
-        return bytes(self.page[at : at + size])
-
-    def wait(self, count: int) -> None:
-        """Until so many responses are there."""
-        while self.ready < count:
-            self.set_index(rsp_event=self.rsp_cons + count)
-            if self.ready < count:
-                self.domain.wait_for_event()
-
-    def drop(self) -> None:
-        """Take the page back; fails when the backend has it mapped."""
-        assert self.domain.grants.end(self.gref), "ring page still mapped"
-        self.domain.pages.free(self.frame)
 
 
 class Received(bytes):
@@ -232,33 +170,17 @@ class Queue:
         self.rx_port.close()
 
 
-class Vif:
+class Vif(Device):
     """One vif: its nodes, and once offered its queues."""
 
     def __init__(self, domain: Domain, handle: int, mac: bytes) -> None:
-        self.domain, self.store, self.handle, self.mac = domain, domain.store, handle, mac
-        self.front = f"/local/domain/{domain.domid}/device/vif/{handle}"
-        self.back = f"/local/domain/0/backend/vif/{domain.domid}/{handle}"
+        super().__init__(domain, "vif", handle)
+        self.handle, self.mac = handle, mac
         self.queues: list[Queue] = []
 
     @property
     def q(self) -> Queue:
         return self.queues[0]
-
-    def wait_state(self, *states: int) -> XenbusState:
-        wait_until(self.store, f"{self.back}/state", lambda: read_state(self.store, self.back) in states)
-        return read_state(self.store, self.back)
-
-    @property
-    def state(self) -> int:
-        return read_state(self.store, self.back)
-
-    @property
-    def error(self) -> str:
-        return self.store.read_text(f"{self.back}/error")
-
-    def switch(self, state: int) -> None:
-        self.store.write(f"{self.front}/state", int(state))
 
     def make_queues(self, count: int = 1, split: bool = False) -> dict[str, Key]:
         """Allocate rings and ports; the keys that offer them."""
@@ -272,18 +194,15 @@ class Vif:
         return keys
 
     def offer(self, queues: int = 1, split: bool = False, **keys: Key) -> None:
-        """Offer rings; `keys` (dashes as underscores, a slash as __) replace what is written, None leaves out. Then
-        Connected, as netfronts do it."""
-        wanted: dict[str, Any] = self.make_queues(queues, split)
-        wanted |= {name.replace("__", "/").replace("_", "-"): value for name, value in keys.items()}
-        write_keys(self.store, self.front, {name: value for name, value in wanted.items() if value is not None})
+        """Offer rings, with `keys` as Device.write_front has them. Then Connected, as netfronts do it."""
+        self.write_front(self.make_queues(queues, split), **keys)
         self.switch(XenbusState.Connected)
 
     def connect(self, queues: int = 1, split: bool = False, buffers: int = 64, **keys: Key) -> "Vif":
         """The whole handshake, and some buffers."""
         self.wait_state(XenbusState.InitWait)
         self.offer(queues, split, **keys)
-        assert self.wait_state(XenbusState.Connected, XenbusState.Closing) == XenbusState.Connected, self.error
+        self.wait_connected()
         if buffers:
             for queue in self.queues:
                 queue.post(buffers)
@@ -302,6 +221,9 @@ class Vif:
     def announce(self) -> None:
         """Let the switch know where we are, and nobody else: to an address of our own."""
         assert self.q.send(self.frame(self.mac)) == OKAY
+
+    def works(self) -> None:
+        self.announce()
 
     def receive(self) -> Received:
         """The next frame in any queue."""
@@ -329,43 +251,36 @@ class Vif:
         return read_vif_statistics(statistics_path(self.domain.runtime, "vif", self.domain.domid, self.handle))
 
 
-class World:
+class World(peer.World):
     """A running dom0 with netback, and two vifs that work all the time."""
+
+    BACKEND, VCPU = "netback", 3
 
     def __init__(
         self, supervisor: Supervisor, runtime: Path, links: Mapping[str, LinkConfig] | None = None,
         enter: Callable[[], None] = lambda: None,
     ) -> None:
-        self.supervisor, self.runtime, self.store = supervisor, runtime, supervisor.store
+        super().__init__(supervisor, runtime)
         self._enter = enter             # what netback's process does before anything else
         self.links = {"lan": LinkConfig(), "quiet": LinkConfig(), **(links or {})}
-        self._domains: list[Domain] = []
         self._macs = itertools.count(1)
-        self.undo = ExitStack()
-        self.start_netback()
+        self.start_backend()
         self.neighbours = [self.vif("quiet").connect(), self.vif("quiet").connect()]
         self._canary = self.vif("quiet")
         self._lasting = len(self._domains)
 
-    def start_netback(self) -> None:
-        hypercalls = self.supervisor._hypercalls
-        deadline = time.monotonic() + WATCHDOG
-        while NETBACK_VCPU in hypercalls.call("domain_info", domid=0)["vcpus"]:
-            assert time.monotonic() < deadline, "netback is still registered"
+    def main(self, process: Process) -> None:
+        self._enter()
+        netback.main(process, self.links)
 
-        def main(process: Process) -> None:
-            self._enter()
-            netback.main(process, self.links)
-
-        self.supervisor._spawn("netback", 0, NETBACK_VCPU, main)
-
-    @property
-    def netback(self) -> Child:
-        return [child for child in self.supervisor._children.all if child.name == "netback"][-1]
+    def others_work(self) -> None:
+        self.neighbours[0].reaches(self.neighbours[1])
 
     def domain(self, memory: int = 8 << 20, domid: int = 0) -> Domain:
-        self._domains.append(Domain(self.supervisor, self.runtime, memory, domid))
-        return self._domains[-1]
+        """A new domain, which lasts until the end of the test."""
+        made = Domain(self.supervisor, self.runtime, memory, domid)
+        self._domains.append(made)
+        return made
 
     def vif(self, link: str = "lan", domain: Domain | None = None, rate: str = "", memory: int = 8 << 20) -> Vif:
         """A vif, of a new domain unless one is given; not connected."""
@@ -391,55 +306,3 @@ class World:
                 "frontend": front, "frontend-id": domid, "online": 1, "handle": handle, "mac": text, "bridge": link,
                 "mtu": 1500, "type": "vif", "state": 1, **({"rate": rate} if rate else {}),
             })
-
-    def catch_up(self) -> None:
-        """Return once netback has seen whatever was written in xenstore before."""
-        for front, back in ((XenbusState.Closed, XenbusState.Closed), (XenbusState.Initialising, XenbusState.InitWait)):
-            self._canary.switch(front)
-            self._canary.wait_state(back)
-
-    def is_disabled(self, vif: Vif, reason: str) -> None:
-        """It is, for that reason, holds none of its domain's grants, and stays so; others work."""
-        vif.wait_state(XenbusState.Closing)
-        assert reason in vif.error
-        assert vif.domain.in_use == []
-        for state in (XenbusState.Connected, XenbusState.Initialised):
-            vif.switch(state)
-        self.catch_up()
-        assert vif.state == XenbusState.Closing
-        self.others_work()
-
-    def others_work(self) -> None:
-        self.neighbours[0].reaches(self.neighbours[1])
-
-    def comes_back(self, vif: Vif) -> None:
-        """The frontend closes, starts over honestly, and is served."""
-        vif.switch(XenbusState.Closed)
-        vif.wait_state(XenbusState.Closed)
-        vif.switch(XenbusState.Initialising)
-        vif.connect().announce()
-        assert not vif.store.exists(f"{vif.back}/error")
-
-    def end_of_test(self) -> None:
-        """Netback lives, everybody is still served, and the test's domains go."""
-        poll = select.poll()
-        poll.register(self.netback.pidfd, select.POLLIN)
-        assert not poll.poll(0), "netback died"
-        self.others_work()
-        while len(self._domains) > self._lasting:
-            destroy(self._domains.pop())
-
-    def close(self) -> None:
-        for domain in self._domains:
-            destroy(domain)
-        self.undo.close()
-
-
-def destroy(domain: Domain) -> None:
-    """A domain goes, its vifs first."""
-    path = f"/local/domain/0/backend/vif/{domain.domid}"
-    if domain.destroyed:
-        return
-    if domain.store.exists(path):
-        domain.store.rm(path)
-    domain.destroy()

@@ -71,7 +71,7 @@ class RigVif:
 
     def _queue(self) -> Queue:
         queue = Queue(self.domain, True)                    # type: ignore[arg-type]
-        tx, rx = _core.BackRing(queue.tx.page, 12, 4), _core.BackRing(queue.rx.page, 8, 8)
+        tx, rx = _core.BackRing(queue.tx.bytes, 12, 4), _core.BackRing(queue.rx.bytes, 8, 8)
         mine = self.vif.add_queue(tx, rx, self.rig.notice, self.rig.notice)
         queue.tx_port.handler = lambda: self.rig.switch.tx_event(mine)      # type: ignore[attr-defined]
         queue.rx_port.handler = lambda: self.rig.switch.rx_event(mine)      # type: ignore[attr-defined]

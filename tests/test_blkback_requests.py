@@ -1,6 +1,6 @@
 """Requests that lie: an error response each, nothing stays mapped, and the device and its neighbour go on."""
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,24 +23,9 @@ from blkpeer import (
     packed_segments,
     request,
 )
-from dom0 import dom0
 
 SECTORS = 2048                  # of the images below
 MAX_U64 = (1 << 64) - 1
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[World]:
-    with dom0("fifo") as (supervisor, runtime):
-        world = World(supervisor, runtime)
-        yield world
-        world.destroy_domains()
-
-
-@pytest.fixture
-def world(running: World) -> Iterator[World]:
-    yield running
-    running.end_of_test()
 
 
 @pytest.fixture
@@ -114,7 +99,7 @@ def test_one_error_response(world: World, lie: str, persistent: int) -> None:
     assert vbd.ask(bad) == [status]
     assert vbd.image.read_bytes() == before
     if not persistent:
-        assert vbd.domain.in_use == vbd.ring_refs
+        assert vbd.domain.in_use == vbd.ring.grefs
     data, frame = vbd.page()
     assert vbd.ask(request(READ, 9, [(data, 0, 0)]), bad, request(READ, 9, [(data, 1, 1)])) == [OKAY, status, OKAY]
     assert bytes(vbd.domain.memory.frame(frame)[: 2 * SECTOR]) == before[9 * SECTOR : 10 * SECTOR] * 2
@@ -157,8 +142,8 @@ def test_what_is_allowed_at_the_edges(vbd: Vbd) -> None:
 def test_the_response_echoes_the_request(vbd: Vbd) -> None:
     page, _ = vbd.page()
     for id_ in (0, 1, MAX_U64, 0x0123456789ABCDEF):
-        vbd.put(request(READ, 0, [(page, 0, 0)], id=id_))
-        vbd.put(request(77, 0, [], id=id_))
+        vbd.ring.put(request(READ, 0, [(page, 0, 0)], id=id_))
+        vbd.ring.put(request(77, 0, [], id=id_))
         vbd.push()
         assert vbd.responses(2) == [(id_, READ, OKAY), (id_, 77, EOPNOTSUPP)]
 
@@ -167,7 +152,7 @@ def test_the_same_page_many_times(vbd: Vbd) -> None:
     page, frame = vbd.page()
     assert vbd.ask(request(READ, 40, [(page, 0, 7)] * 11)) == [OKAY]
     assert bytes(vbd.domain.memory.frame(frame)) == vbd.image.read_bytes()[120 * SECTOR : 128 * SECTOR]
-    assert vbd.domain.in_use == vbd.ring_refs
+    assert vbd.domain.in_use == vbd.ring.grefs
 
 
 def test_an_image_truncated_under_us(world: World) -> None:
@@ -195,14 +180,15 @@ def test_req_prod(world: World, lie: str, order: int) -> None:
     vbd = world.vbd().connect(order)
     for _ in range(3):
         vbd.works()
-    assert vbd.req_prod == 6
-    vbd.set_index(req_prod={
-        "one-too-many": vbd.req_prod + vbd.slots + 1, "half-way-round": vbd.req_prod + (1 << 31), "back": vbd.req_prod - 1,
+    ring = vbd.ring
+    assert ring.req_prod == 6
+    ring.set_index(req_prod={
+        "one-too-many": ring.req_prod + ring.slots + 1, "half-way-round": ring.req_prod + (1 << 31), "back": ring.req_prod - 1,
         "back-to-0": 0,
     }[lie])
     vbd.notify()
     world.is_disabled(vbd, "req_prod")
-    assert vbd.index("rsp_prod") == 6
+    assert ring.index("rsp_prod") == 6
     world.comes_back(vbd)
 
 
@@ -211,7 +197,7 @@ def test_a_full_ring_is_no_lie(world: World, order: int) -> None:
     vbd = world.vbd().connect(order)
     page, _ = vbd.page()
     for _ in range(3):
-        assert vbd.ask(*[request(READ, sector, [(page, 0, 0)]) for sector in range(vbd.slots)]) == [OKAY] * vbd.slots
+        assert vbd.ask(*[request(READ, sector, [(page, 0, 0)]) for sector in range(vbd.ring.slots)]) == [OKAY] * vbd.ring.slots
 
 
 def test_indices_wrap(world: World) -> None:
@@ -220,15 +206,15 @@ def test_indices_wrap(world: World) -> None:
     vbd.wait_state(2)
     keys = vbd.make_ring()
     start = 0xFFFFFFFE
-    vbd.set_index(req_prod=start, rsp_prod=start, req_event=start + 1, rsp_event=start + 1)
-    vbd.req_prod = vbd.rsp_cons = start
+    vbd.ring.set_index(req_prod=start, rsp_prod=start, req_event=start + 1, rsp_event=start + 1)
+    vbd.ring.req_prod = vbd.ring.rsp_cons = start
     for name, value in keys.items():
         vbd.store.write(f"{vbd.front}/{name}", value)
     vbd.switch(3)
     vbd.wait_state(4)
     for _ in range(3):
         vbd.works()
-    assert vbd.index("rsp_prod") == 4
+    assert vbd.ring.index("rsp_prod") == 4
 
 
 def test_a_ring_page_rewritten_at_random(world: World) -> None:
@@ -236,17 +222,17 @@ def test_a_ring_page_rewritten_at_random(world: World) -> None:
     vbd = world.vbd().connect()
     state = 12345
     for _ in range(40):
-        for _ in range(vbd.slots):
+        for _ in range(vbd.ring.slots):
             noise = bytearray()
             for _ in range(14):
                 state = state * 6364136223846793005 + 1442695040888963407 & MAX_U64
                 noise += (state >> 8).to_bytes(8, "little")
             noise[0] = state >> 40 & 7
-            vbd.put(bytes(noise))
+            vbd.ring.put(bytes(noise))
         vbd.push()
-        assert len(vbd.responses(vbd.slots)) == vbd.slots
+        assert len(vbd.responses(vbd.ring.slots)) == vbd.ring.slots
     vbd.works()
-    assert vbd.domain.in_use == vbd.ring_refs
+    assert vbd.domain.in_use == vbd.ring.grefs
 
 
 # -- beside others
@@ -257,23 +243,23 @@ def test_a_device_that_moves_much_does_not_keep_others_waiting(world: World) -> 
     other = domain.add_disk(world.image(), "hdb").connect()
     frame = domain.pages.alloc()
     segments = [(domain.grants.give(0, frame), 0, 7)] * 256
-    for _ in range(flood.slots):
-        flood.put(indirect(flood, segments, 256, READ) if flood.req_prod == 0 else _again(flood))
-    header = domain.grants.give(0, flood.frames[0], True)
-    other.put(request(WRITE, 0, [(header, 0, 0)]))
-    world.blkback.kill(signal.SIGSTOP)
+    for _ in range(flood.ring.slots):
+        flood.ring.put(indirect(flood, segments, 256, READ) if flood.ring.req_prod == 0 else _again(flood))
+    header = domain.grants.give(0, flood.ring.frames[0], True)
+    other.ring.put(request(WRITE, 0, [(header, 0, 0)]))
+    world.backend.kill(signal.SIGSTOP)
     flood.push()
     other.push()
-    world.blkback.kill(signal.SIGCONT)
+    world.backend.kill(signal.SIGCONT)
     assert other.responses(1) == [(7, WRITE, OKAY)]
     rsp_prod = int.from_bytes(Path(other.image).read_bytes()[8:12], "little")
-    assert rsp_prod < flood.slots // 2
-    assert {status for _, _, status in flood.responses(flood.slots)} == {OKAY}
+    assert rsp_prod < flood.ring.slots // 2
+    assert {status for _, _, status in flood.responses(flood.ring.slots)} == {OKAY}
 
 
 def _again(vbd: Vbd) -> bytes:
     """The request in the ring's first slot."""
-    return bytes(vbd.ring[64 : 64 + 112])
+    return bytes(vbd.ring.bytes[64 : 64 + 112])
 
 
 def test_many_devices_with_persistent_grants(world: World) -> None:

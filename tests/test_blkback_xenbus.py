@@ -1,32 +1,16 @@
 """blkback's handshake: frontends that offer nonsense, change their minds, vanish or come back; images that are none."""
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from blkpeer import OKAY, READ, WRITE, Vbd, World, indirect_request, packed_segments, request
-from dom0 import dom0
+from peer import Key
 
 from miniguest.deploy.topology import Disk
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.xenbus import write_keys
-
-Key = str | int | bytes | None
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[World]:
-    with dom0("fifo") as (supervisor, runtime):
-        world = World(supervisor, runtime)
-        yield world
-        world.destroy_domains()
-
-
-@pytest.fixture
-def world(running: World) -> Iterator[World]:
-    yield running
-    running.end_of_test()
 
 
 @pytest.fixture
@@ -175,11 +159,11 @@ def test_ring_pages_anywhere_in_the_domain(vbd: Vbd) -> None:
     vbd.make_ring()
     table = vbd.domain.grants.give(0, vbd.domain.memory.special("grants"))
     assert vbd.port
-    keys = {"ring-ref0": vbd.ring_refs[0], "ring-ref1": vbd.ring_refs[0], "ring-ref2": table, "ring-ref3": table}
+    keys = {"ring-ref0": vbd.ring.grefs[0], "ring-ref1": vbd.ring.grefs[0], "ring-ref2": table, "ring-ref3": table}
     write_keys(vbd.store, vbd.front, keys | {"ring-page-order": 2, "event-channel": vbd.port.number})
     vbd.switch(XenbusState.Initialised)
     vbd.wait_state(XenbusState.Connected)
-    vbd.slots = 128
+    vbd.ring.slots = 128
     page, _ = vbd.page()
     assert vbd.ask(request(READ, 0, [(page, 0, 7)])) == [OKAY]
 
@@ -211,7 +195,7 @@ def test_it_goes_and_comes_back(world: World, vbd: Vbd, order: int) -> None:
         vbd.connect(order, feature_persistent=1)
         page, _ = vbd.page()
         assert vbd.ask(request(READ, 0, [(page, 0, 7)])) == [OKAY]
-        assert set(vbd.domain.in_use) == {*vbd.ring_refs, page}
+        assert set(vbd.domain.in_use) == {*vbd.ring.grefs, page}
         vbd.switch(XenbusState.Closing)
         vbd.wait_state(XenbusState.Closing)
         assert vbd.domain.in_use == []
@@ -239,8 +223,8 @@ def test_closing_with_requests_under_way(world: World) -> None:
     vbd = domain.add_disk(world.image(2 << 20)).connect(4)
     segments = [(domain.grants.give(0, domain.pages.alloc()), 0, 7)] * 256
     page, _ = vbd.page(packed_segments(segments))
-    for _ in range(vbd.slots):
-        vbd.put(indirect_request(READ, 0, 256, [page]))
+    for _ in range(vbd.ring.slots):
+        vbd.ring.put(indirect_request(READ, 0, 256, [page]))
     vbd.push()
     vbd.switch(XenbusState.Closing)
     vbd.wait_state(XenbusState.Closing)
@@ -280,7 +264,7 @@ def test_the_toolstack_removes_the_device(world: World, vbd: Vbd) -> None:
     vbd.switch(XenbusState.Closing)
     world.catch_up()
     assert not vbd.store.exists(vbd.back)
-    assert vbd.image.name not in str([os.readlink(fd) for fd in Path(f"/proc/{world.blkback.pid}/fd").iterdir()])
+    assert vbd.image.name not in str([os.readlink(fd) for fd in Path(f"/proc/{world.backend.pid}/fd").iterdir()])
 
 
 def test_the_toolstack_makes_it_anew_at_once(world: World, vbd: Vbd) -> None:
@@ -308,12 +292,12 @@ def test_two_devices_of_one_domain(world: World) -> None:
     two.connect(1, feature_persistent=1)
     one.works()
     two.works()
-    one.set_index(req_prod=one.req_prod + 77)
+    one.ring.set_index(req_prod=one.ring.req_prod + 77)
     one.notify()
     one.wait_state(XenbusState.Closing)
     two.works()
-    assert set(two.ring_refs) < set(domain.in_use)
-    assert not set(one.ring_refs) & set(domain.in_use)
+    assert set(two.ring.grefs) < set(domain.in_use)
+    assert not set(one.ring.grefs) & set(domain.in_use)
     assert one.statistics["requests"] == two.statistics["requests"] - 2 == 2
     one.switch(XenbusState.Closed)
     one.wait_state(XenbusState.Closed)
@@ -335,10 +319,10 @@ def test_the_domain_is_destroyed_and_made_again(world: World, vbd: Vbd) -> None:
 
 def test_the_domain_is_made_again_before_anybody_looks(world: World, vbd: Vbd) -> None:
     vbd.connect()
-    world.blkback.kill(signal.SIGSTOP)
+    world.backend.kill(signal.SIGSTOP)
     vbd.domain.destroy()
     again = world.domain(domid=vbd.domain.domid).add_disk(world.image())
-    world.blkback.kill(signal.SIGCONT)
+    world.backend.kill(signal.SIGCONT)
     again.wait_state(XenbusState.InitWait)
     world.catch_up()
     again.connect(2).works()
@@ -380,7 +364,7 @@ def test_a_device_of_no_domain(world: World) -> None:
         write_keys(t, back, {"params": str(image), "state": 1, "frontend": "/local/domain/9999/device/vbd/768"})
     world.catch_up()
     assert "No such file" in world.store.read_text(f"{back}/error")
-    assert image.name not in str([os.readlink(fd) for fd in Path(f"/proc/{world.blkback.pid}/fd").iterdir()])
+    assert image.name not in str([os.readlink(fd) for fd in Path(f"/proc/{world.backend.pid}/fd").iterdir()])
     world.store.rm("/local/domain/0/backend/vbd/9999")
 
 
@@ -401,17 +385,17 @@ def test_killed_and_started_again(world: World) -> None:
     """The successor serves what its predecessor left unanswered; no frontend has to do anything."""
     domain = world.domain(memory=8 << 20)
     vbd = domain.add_disk(world.image(2 << 20)).connect(1, feature_persistent=1)
-    while vbd.req_prod <= vbd.slots:            # once round the ring, so that it matters where the successor begins
+    while vbd.ring.req_prod <= vbd.ring.slots:  # once round the ring, so that it matters where the successor begins
         vbd.works()
-    old = world.blkback
+    old = world.backend
     old.kill(signal.SIGSTOP)
     frames = [vbd.page(bytes([number]) * 4096) for number in range(60)]
     for number, (gref, _) in enumerate(frames):
-        vbd.put(request(WRITE, number * 8, [(gref, 0, 7)], id=number))
+        vbd.ring.put(request(WRITE, number * 8, [(gref, 0, 7)], id=number))
     vbd.push()
     old.kill(signal.SIGKILL)
     old.reap()
-    world.start_blkback()
+    world.start_backend()
     assert vbd.responses(60) == [(number, WRITE, OKAY) for number in range(60)]
     assert vbd.image.read_bytes()[: 60 * 4096] == b"".join(bytes([number]) * 4096 for number in range(60))
     vbd.works()
@@ -425,8 +409,8 @@ def test_ended_in_order(world: World) -> None:
     """SIGTERM: everything is unmapped, and again a successor goes on."""
     vbd = world.vbd().connect(feature_persistent=1)
     vbd.works()
-    world.supervisor._children.stop([world.blkback], 20)
-    assert world.blkback.exit_code == 0
+    world.supervisor._children.stop([world.backend], 20)
+    assert world.backend.exit_code == 0
     assert vbd.domain.in_use == []
-    world.start_blkback()
+    world.start_backend()
     vbd.works()

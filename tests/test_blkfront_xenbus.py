@@ -6,8 +6,8 @@ from random import Random
 from typing import cast
 
 import pytest
-from blkpeer import SECTOR, WATCHDOG, Domain, Vbd, World
-from dom0 import dom0
+from blkpeer import SECTOR, Domain, Vbd, World
+from peer import WATCHDOG
 
 from miniguest.frontend.blkfront import Blkfront
 from miniguest.frontend.blkfront_xenbus import BlkfrontDevice
@@ -18,20 +18,6 @@ from miniguest.ring.memory import Memory
 from miniguest.ring.process import XENSTORED_SOCKET, Process
 from miniguest.ring.xenbus import read_state, write_keys
 from miniguest.ring.xenstore import SocketTransport, Xenstore
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[World]:
-    with dom0("fifo") as (supervisor, runtime):
-        world = World(supervisor, runtime)
-        yield world
-        world.destroy_domains()
-
-
-@pytest.fixture
-def world(running: World) -> Iterator[World]:
-    yield running
-    running.end_of_test()
 
 
 class Frontend:
@@ -143,9 +129,9 @@ def test_blkback_is_killed_and_the_disk_does_not_notice(world: World, front: Fro
     results: list[object] = []
     data = Random(1).randbytes(4 << 20)
     front.disks[0].write(0, data, results.append)
-    world.blkback.kill(9)
-    world.blkback.reap()
-    world.start_blkback()
+    world.backend.kill(9)
+    world.backend.reap()
+    world.start_backend()
     front.until(lambda: results)
     front.disks[0].read(0, 8192, results.append)
     front.until(lambda: len(results) == 2)
@@ -168,11 +154,11 @@ def test_the_backend_closes_with_requests_out(world: World, front: Frontend) -> 
     front.start(vbd)
     front.until(lambda: front.disks)
     results: list[object] = []
-    world.blkback.kill(19)
+    world.backend.kill(19)
     for sector in range(300):
         front.disks[0].read(sector, 1, results.append)
     vbd.store.rm(vbd.back)
-    world.blkback.kill(18)
+    world.backend.kill(18)
     front.until(lambda: front.lost)
     image = vbd.image.read_bytes()
     assert len(results) == 300

@@ -1,91 +1,41 @@
 """netback between frontends in C that know only Xen's headers: ring.h's macros, netif.h's structures, bare memory."""
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dom0 import dom0
-from netpeer import WATCHDOG, Key, Vif, World
+from c_frontend import CFrontend, alloc_port, build
+from netpeer import Vif, World
+from peer import WATCHDOG
 
 from miniguest.ring.abi.xenbus import XenbusState
-from miniguest.ring.events import table_path
-from miniguest.ring.memory import Memory, domain_directory
-from miniguest.ring.xenbus import write_keys
-
-SOURCE = Path(__file__).parent / "netfront_c" / "netfront.c"
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("netfront") / "netfront"
-    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(path), str(SOURCE)], check=True)
-    return path
+    return build("netfront_c/netfront.c", tmp_path_factory.mktemp("netfront") / "netfront")
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with dom0("fifo") as (supervisor, runtime):
-        world = World(supervisor, runtime)
-        yield world
-        world.close()
+class Program(CFrontend):
+    """The program as the frontend of a vif, connected."""
 
-
-class Program:
-    """The program as the frontend of a vif."""
-
-    def __init__(self, program: Path, world: World, vif: Vif, to: Vif, split: bool, **numbers: int) -> None:
-        domain, runtime = vif.domain, world.runtime
+    def __init__(self, program: Path, vif: Vif, to: Vif, split: bool, **numbers: int) -> None:
         self.vif = vif
-        domain.close()                          # its events are the program's
-        dom0_memory = Memory(domain_directory(runtime, 0) / "memory")
-
-        def port() -> int:
-            return int(domain.hypercalls.call("evtchn_alloc_unbound", domid=domain.domid, vcpu=0, remote_domid=0))
-
-        tx = port()
-        rx = port() if split else tx
-        directory = domain_directory(runtime, domain.domid)
-        arguments = {
-            "memory": directory / "memory", "dom0-memory": domain_directory(runtime, 0) / "memory",
-            "channels": table_path(runtime, domain.domid), "dom0-channels": table_path(runtime, 0),
-            "bell": directory / "doorbell0", "bells": str(domain_directory(runtime, 0) / "doorbell"),
-            "shared-info": domain.memory.special("shared_info"), "grants": domain.memory.special("grants"),
-            "dom0-shared-info": dom0_memory.special("shared_info"), "port": tx, "rx-port": rx,
-            "mac": vif.mac.hex(":"), "to": to.mac.hex(":"), **numbers,
-        }
-        self.process = subprocess.Popen(
-            [str(program), *(f"{name}={value}" for name, value in arguments.items())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        _, tx_ref, rx_ref = self.line().split()
-        ports: dict[str, Key] = {"event-channel-tx": tx, "event-channel-rx": rx} if split else {"event-channel": tx}
-        write_keys(vif.store, vif.front, {                          # type: ignore[arg-type]
-            "tx-ring-ref": tx_ref, "rx-ring-ref": rx_ref, "request-rx-copy": 1, "feature-rx-notify": 1, "feature-sg": 1, **ports,
+        vif.domain.close()                      # its events are the program's
+        tx = alloc_port(vif.domain)
+        rx = alloc_port(vif.domain) if split else tx
+        super().__init__(program, vif.domain, port=tx, rx_port=rx, mac=vif.mac.hex(":"), to=to.mac.hex(":"), **numbers)
+        tx_ref, rx_ref = self.grefs
+        vif.write_front({
+            "tx-ring-ref": tx_ref, "rx-ring-ref": rx_ref, "request-rx-copy": 1, "feature-rx-notify": 1, "feature-sg": 1,
+            **({"event-channel-tx": tx, "event-channel-rx": rx} if split else {"event-channel": tx}),
         })
         vif.switch(XenbusState.Connected)
-        assert vif.wait_state(XenbusState.Connected, XenbusState.Closing) == XenbusState.Connected, vif.error
-
-    def line(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline()
-
-    def say(self, word: str) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
+        vif.wait_connected()
 
     def announce(self) -> None:
         self.say("connected")
         assert self.line() == "announced\n", self.process.communicate()[1]
-
-    def end(self) -> dict[str, int]:
-        """Wait for its end; what it counted."""
-        out, err = self.process.communicate(timeout=2 * WATCHDOG)
-        assert self.process.returncode == 0, err
-        words = out.split()
-        return {name: int(value) for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
 def pair(
@@ -95,7 +45,7 @@ def pair(
     for vif in vifs:
         vif.wait_state(XenbusState.InitWait)
     made = [
-        Program(program, world, vif, other, split, frames=frames, buffers=count, largest=largest, loose=loose)
+        Program(program, vif, other, split, frames=frames, buffers=count, largest=largest, loose=loose)
         for vif, other, count in zip(vifs, reversed(vifs), buffers, strict=True)
     ]
     for each in made:
@@ -115,7 +65,7 @@ def test_every_frame_both_ways(
     programs = pair(program, world, split, frames, buffers, largest)
     for each in programs:
         each.say("go")
-    counted = [each.end() for each in programs]
+    counted = [each.end(2 * WATCHDOG) for each in programs]
     for mine, other, each in zip(counted, reversed(counted), programs, strict=True):
         assert mine["sent"] == mine["arrived"] == frames
         assert mine["out"] == other["in"]
@@ -128,7 +78,6 @@ def test_every_frame_both_ways(
         each.vif.switch(XenbusState.Closing)
         each.vif.wait_state(XenbusState.Closing)
         assert each.vif.domain.in_use == []
-    world.end_of_test()
 
 
 def test_netback_killed_while_frames_fly(program: Path, world: World) -> None:
@@ -142,14 +91,13 @@ def test_netback_killed_while_frames_fly(program: Path, world: World) -> None:
         while vif.statistics["rx_packets"] < was + 1000 and all(each.process.poll() is None for each in programs):
             pass                                # they end by their own watchdogs
         assert [each.process.poll() for each in programs] == [None, None]
-        world.netback.kill(signal.SIGKILL)
-        world.netback.reap()
-        world.start_netback()
-    counted = [each.end() for each in programs]
+        world.backend.kill(signal.SIGKILL)
+        world.backend.reap()
+        world.start_backend()
+    counted = [each.end(2 * WATCHDOG) for each in programs]
     assert all(mine["sent"] == 100_000 for mine in counted)
     # One that was killed between writing its answers and showing them takes those, and no more, with it.
     assert all(mine["refused"] <= 3 * 64 for mine in counted)
-    world.end_of_test()
 
 
 def test_there_is_a_compiler() -> None:

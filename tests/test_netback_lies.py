@@ -1,9 +1,8 @@
 """What netback does about frontends that lie in their rings: xen/io/netif.h broken one way at a time."""
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from dom0 import dom0
 from netpeer import (
     CSUM_BLANK,
     ERROR,
@@ -21,20 +20,6 @@ from netpeer import (
 )
 
 from miniguest.ring.abi.xenbus import XenbusState
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[World]:
-    with dom0("fifo") as (supervisor, runtime):
-        world = World(supervisor, runtime)
-        yield world
-        world.close()
-
-
-@pytest.fixture
-def world(running: World) -> Iterator[World]:
-    yield running
-    running.end_of_test()
 
 
 @pytest.fixture

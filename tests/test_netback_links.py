@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import pytest
 from dom0 import dom0
 from netpeer import BROADCAST, CSUM_BLANK, OKAY, Received, Vif, World, gso_slot
+from peer import WATCHDOG
 from test_netback_uplinks import read_frames, tshark, write_pcap
 
 from miniguest.backend.netback.links import LinkConfig
@@ -22,7 +23,6 @@ HOST, GUEST = bytes([10, 77, 0, 1]), bytes([10, 77, 0, 2])
 ARP, IPV4 = b"\x08\x06", b"\x08\x00"
 ICMP, TCP, UDP = 1, 6, 17
 FIN, SYN, PSH, ACK = 1, 2, 8, 16
-WATCHDOG = 30
 
 
 class Namespace:
@@ -185,12 +185,6 @@ def running(place: Namespace, listener: socket.socket) -> Iterator[World]:
         }, place.enter)
         yield world
         world.close()
-
-
-@pytest.fixture
-def world(running: World) -> Iterator[World]:
-    yield running
-    running.end_of_test()
 
 
 # -- TAP
@@ -405,13 +399,13 @@ def test_it_is_all_gone_when_netback_is(world: World, place: Namespace) -> None:
     """Killed: the TAPs go with it, and its successor makes them again; captures go on where they were."""
     vif = world.vif("file").connect()
     before = [frame for _, frame in packets(world.runtime / "out.pcap")]
-    world.netback.kill(9)
-    world.netback.reap()
+    world.backend.kill(9)
+    world.backend.reap()
     with open(world.runtime / "out.pcap", "ab") as file:
         file.write(b"half a record")
     assert "mg-test" not in place.run("ip", "-o", "link", "show")
     assert "mg-old" in place.run("ip", "-o", "link", "show")
-    world.start_netback()
+    world.start_backend()
     world.others_work()
     assert "mg-test0" in place.run("ip", "-o", "link", "show")
     assert vif.q.send(vif.frame(BROADCAST, b"after")) == OKAY

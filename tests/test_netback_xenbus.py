@@ -1,29 +1,14 @@
 """netback's handshake: frontends that offer nonsense, change their minds, vanish or come back; queues; the control ring."""
 import signal
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from blkpeer import dump
-from dom0 import dom0
-from netpeer import BROADCAST, MCAST_ADD, OKAY, Key, Ring, Vif, World, extra_slot
+from netpeer import BROADCAST, MCAST_ADD, OKAY, Vif, World, extra_slot
+from peer import Key, Ring, dump
 
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.xenbus import write_keys
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[World]:
-    with dom0("fifo") as (supervisor, runtime):
-        world = World(supervisor, runtime)
-        yield world
-        world.close()
-
-
-@pytest.fixture
-def world(running: World) -> Iterator[World]:
-    yield running
-    running.end_of_test()
 
 
 @pytest.fixture
@@ -277,11 +262,11 @@ def test_the_toolstack_removes_the_device(world: World, vif: Vif) -> None:
 def test_the_domain_is_made_again_before_anybody_looks(world: World, vif: Vif, other: Vif) -> None:
     vif.connect()
     vif.reaches(other)
-    world.netback.kill(signal.SIGSTOP)
+    world.backend.kill(signal.SIGSTOP)
     vif.store.rm(vif.back)
     vif.domain.destroy()
     again = world.vif(domain=world.domain(domid=vif.domain.domid))
-    world.netback.kill(signal.SIGCONT)
+    world.backend.kill(signal.SIGCONT)
     again.wait_state(XenbusState.InitWait)
     world.catch_up()
     again.connect().reaches(other)
@@ -315,13 +300,13 @@ def test_killed_and_started_again(world: World, vif: Vif, other: Vif) -> None:
     vif.connect(2, split=True)
     for _ in range(300):                        # once round the ring
         vif.announce()
-    world.netback.kill(signal.SIGSTOP)
+    world.backend.kill(signal.SIGSTOP)
     frames = [vif.frame(BROADCAST, bytes([number]), 5000) for number in range(20)]
     slots = [slot for frame in frames for slot in vif.q.slots_of(frame)]
     vif.q.put(*slots)
-    world.netback.kill(signal.SIGKILL)
-    world.netback.reap()
-    world.start_netback()
+    world.backend.kill(signal.SIGKILL)
+    world.backend.reap()
+    world.start_backend()
     assert vif.q.statuses(40) == [OKAY] * 40
     # The other one may have been connected after these were flooded; from now on it hears everything.
     other.wait_state(XenbusState.Connected)
@@ -335,10 +320,10 @@ def test_killed_and_started_again(world: World, vif: Vif, other: Vif) -> None:
 def test_ended_in_order(world: World, vif: Vif, other: Vif) -> None:
     vif.connect()
     vif.reaches(other)
-    world.supervisor._children.stop([world.netback], 20)
-    assert world.netback.exit_code == 0
+    world.supervisor._children.stop([world.backend], 20)
+    assert world.backend.exit_code == 0
     assert vif.domain.in_use == []
-    world.start_netback()
+    world.start_backend()
     vif.reaches(other)
 
 
