@@ -1,32 +1,12 @@
 /* A blkfront made of Xen's own headers (xen/io/ring.h, xen/io/blkif.h), in a domain whose memory is a file.
  *
- * Frames are granted by writing grant_entry_v1, events are sent by setting bits of dom0's shared_info, the rings are
- * the headers' macros. The xenstore part of the handshake is whoever runs this: the grefs go to standard output, and a
- * line on standard input says that the backend is connected.
+ * xen_domain.h is the domain, the rings are the headers' macros. The grefs go to standard output, and a line on standard
+ * input says that the backend is connected.
  *
  * Writes `sectors` sectors in requests of mixed sizes, each sector with its number and a checksum in it, flushes, reads
  * all of it back in other sizes and from the end on, and discards a part. With mode=ro reads, and is refused writes.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#define __XEN_INTERFACE_VERSION__ 0x00040e00
-#include <xen/xen.h>
-#include <xen/event_channel.h>
-#include <xen/grant_table.h>
-
-#define xen_mb() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-#define xen_rmb() __atomic_thread_fence(__ATOMIC_ACQUIRE)
-#define xen_wmb() __atomic_thread_fence(__ATOMIC_RELEASE)
+#include "xen_domain.h"
 
 #ifdef I386_LAYOUT /* a u64 is aligned to 4 bytes there, and nothing else differs */
 #pragma pack(push, 4)
@@ -40,16 +20,12 @@ _Static_assert(sizeof(blkif_request_t) == 112 && sizeof(blkif_response_t) == 16,
 #endif
 
 enum {
-    PAGE = 4096,
     SECTOR = 512,
     WORDS = SECTOR / 8,
-    POOL = 2600,         /* data frames, behind the ring's */
-    FIRST_FRAME = 1,
-    FIRST_GREF = GNTTAB_NR_RESERVED_ENTRIES,
+    POOL = 2600, /* data frames, behind the ring's */
     MAX_PAGES = 16,
     MAX_SEGMENTS = 256,
     MAX_REQUESTS = 512,
-    PATIENCE_MS = 30000, /* a watchdog: nothing is known to be that slow */
 };
 
 struct request {
@@ -61,73 +37,16 @@ struct request {
 };
 
 static struct { /* arguments */
-    const char *memory, *dom0_memory, *channels, *dom0_channels, *bell, *bells, *mode;
-    unsigned long shared_info, dom0_shared_info, grants, port, order, segments, persistent, sectors;
+    const char *mode;
+    unsigned long port, order, segments, persistent, sectors;
 } arg;
 
-static uint8_t *memory;
-static grant_entry_v1_t *grants;
-static struct shared_info *shared, *dom0;
-static uint64_t *channels, *dom0_channels;
 static blkif_front_ring_t ring;
 static struct request requests[MAX_REQUESTS];
-static int spare[POOL], spares, bell, out;
-static unsigned long sent, written, read_back, refused, notified;
+static int spare[POOL], spares, out;
+static unsigned long sent, written, read_back, refused;
 
-static void die(const char *format, ...)
-{
-    va_list list;
-    va_start(list, format);
-    vfprintf(stderr, format, list);
-    va_end(list);
-    fputc('\n', stderr);
-    exit(1);
-}
-
-static void *map(const char *path, size_t *size)
-{
-    struct stat st;
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st))
-        die("%s: %s", path, strerror(errno));
-    void *at = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (at == MAP_FAILED)
-        die("%s: %s", path, strerror(errno));
-    if (size)
-        *size = st.st_size;
-    close(fd);
-    return at;
-}
-
-static uint64_t random64(void)
-{
-    static uint64_t state = 0x243f6a8885a308d3ull;
-    state ^= state << 13;
-    state ^= state >> 7;
-    return state ^= state << 17;
-}
-
-/* -- grants */
-static grant_ref_t gref_of(int frame) { return FIRST_GREF + frame - FIRST_FRAME; }
-
-static void grant(int frame, int readonly)
-{
-    grant_entry_v1_t *entry = &grants[gref_of(frame)];
-    entry->domid = 0;
-    entry->frame = frame;
-    xen_wmb();
-    entry->flags = GTF_permit_access | (readonly ? GTF_readonly : 0);
-}
-
-static void end_grant(int frame)
-{
-    uint16_t *flags = &grants[gref_of(frame)].flags, old = *flags;
-    do {
-        if (old & (GTF_reading | GTF_writing))
-            die("frame %d is still mapped after its request was answered", frame);
-    } while (!__atomic_compare_exchange_n(flags, &old, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
-}
-
+/* -- data frames: granted while they are out, or all the time */
 static int take_frame(int readonly)
 {
     int frame = spare[--spares];
@@ -143,49 +62,11 @@ static void give_frame(int frame)
     spare[spares++] = frame;
 }
 
-/* -- events: the 2-level ABI of xen.h */
-static void send_event(void)
-{
-    uint64_t mine = __atomic_load_n(&channels[arg.port], __ATOMIC_ACQUIRE);
-    unsigned port = mine >> 32, vcpu = (dom0_channels[port] >> 8) & 0xff;
-    unsigned long bit = 1ul << (port & 63);
-    char path[512];
-    notified++;
-    if ((mine & 0xff) != EVTCHNSTAT_interdomain) /* the backend died: its successor looks at the ring unasked */
-        return;
-    if (__atomic_fetch_or(&dom0->evtchn_pending[port / 64], bit, __ATOMIC_SEQ_CST) & bit)
-        return;
-    if (dom0->evtchn_mask[port / 64] & bit)
-        return;
-    struct vcpu_info *info = &dom0->vcpu_info[vcpu];
-    __atomic_fetch_or(&info->evtchn_pending_sel, 1ul << (port / 64), __ATOMIC_SEQ_CST);
-    __atomic_exchange_n(&info->evtchn_upcall_pending, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&info->evtchn_upcall_mask, __ATOMIC_SEQ_CST))
-        return;
-    snprintf(path, sizeof path, "%s%u", arg.bells, vcpu);
-    int fd = open(path, O_WRONLY | O_NONBLOCK);
-    if (fd < 0 || (write(fd, "", 1) != 1 && errno != EAGAIN))
-        die("%s: %s", path, strerror(errno));
-    close(fd);
-}
-
 static void wait_for_event(void)
 {
-    struct vcpu_info *info = &shared->vcpu_info[0];
-    struct pollfd poll_bell = {bell, POLLIN, 0};
-    char bytes[64];
-    __atomic_store_n(&info->evtchn_upcall_mask, 0, __ATOMIC_SEQ_CST);
-    xen_mb();
-    if (!__atomic_load_n(&info->evtchn_upcall_pending, __ATOMIC_SEQ_CST)) {
-        if (poll(&poll_bell, 1, PATIENCE_MS) != 1)
-            die("no event; %d requests are out, req_prod %u rsp_prod %u", out, ring.sring->req_prod, ring.sring->rsp_prod);
-        while (read(bell, bytes, sizeof bytes) > 0)
-            ;
-    }
-    __atomic_store_n(&info->evtchn_upcall_mask, 1, __ATOMIC_SEQ_CST);
-    __atomic_exchange_n(&info->evtchn_upcall_pending, 0, __ATOMIC_SEQ_CST);
-    __atomic_exchange_n(&info->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST);
-    __atomic_fetch_and(&shared->evtchn_pending[arg.port / 64], ~(1ul << (arg.port & 63)), __ATOMIC_SEQ_CST);
+    if (!upcall_came())
+        die("no event; %d requests are out, req_prod %u rsp_prod %u", out, ring.sring->req_prod, ring.sring->rsp_prod);
+    clear_event(arg.port);
 }
 
 /* -- what is in a sector: 63 words that follow from its number, and their sum */
@@ -208,7 +89,7 @@ static void check_sector(const uint64_t *words, uint64_t sector)
 
 static uint64_t *sector_at(const struct request *r, int segment, int sector)
 {
-    return (uint64_t *)(memory + (size_t)r->frame[segment] * PAGE + sector * SECTOR);
+    return (uint64_t *)(frame_at(r->frame[segment]) + sector * SECTOR);
 }
 
 static void each_sector(struct request *r, void (*fn)(uint64_t *, uint64_t))
@@ -257,7 +138,7 @@ static void put(struct request *r)
     struct blkif_request_segment direct[BLKIF_MAX_SEGMENTS_PER_REQUEST], *segments = direct;
     if (r->count > BLKIF_MAX_SEGMENTS_PER_REQUEST) {
         r->indirect = take_frame(1);
-        segments = (struct blkif_request_segment *)(memory + (size_t)r->indirect * PAGE);
+        segments = (struct blkif_request_segment *)frame_at(r->indirect);
     }
     for (int i = 0; i < r->count; i++)
         segments[i] = (struct blkif_request_segment){gref_of(r->frame[i]), r->first[i], r->last[i]};
@@ -293,7 +174,7 @@ static void push(void)
     int notify;
     RING_PUSH_REQUESTS_AND_CHECK_NOTIFY(&ring, notify);
     if (notify)
-        send_event();
+        send_event(arg.port);
 }
 
 static void answered(const blkif_response_t *response)
@@ -424,54 +305,21 @@ static void make_ring(int memory_fd)
     FRONT_RING_INIT(&ring, sring, size);
 }
 
-static void parse(int argc, char **argv)
-{
-    struct { const char *name; const char **text; unsigned long *number; } table[] = {
-        {"memory", &arg.memory, 0}, {"dom0-memory", &arg.dom0_memory, 0}, {"channels", &arg.channels, 0},
-        {"dom0-channels", &arg.dom0_channels, 0}, {"bell", &arg.bell, 0}, {"bells", &arg.bells, 0}, {"mode", &arg.mode, 0},
-        {"shared-info", 0, &arg.shared_info}, {"dom0-shared-info", 0, &arg.dom0_shared_info}, {"grants", 0, &arg.grants},
-        {"port", 0, &arg.port}, {"order", 0, &arg.order}, {"segments", 0, &arg.segments},
-        {"persistent", 0, &arg.persistent}, {"sectors", 0, &arg.sectors},
-    };
-    for (int i = 1; i < argc; i++) {
-        char *value = strchr(argv[i], '=');
-        size_t n = 0, count = sizeof table / sizeof *table;
-        if (!value)
-            die("what is %s?", argv[i]);
-        *value++ = 0;
-        while (n < count && strcmp(table[n].name, argv[i]))
-            n++;
-        if (n == count)
-            die("what is %s?", argv[i]);
-        if (table[n].text)
-            *table[n].text = value;
-        else
-            *table[n].number = strtoul(value, NULL, 10);
-    }
-}
-
 int main(int argc, char **argv)
 {
-    char line[16];
-    parse(argc, argv);
-    memory = map(arg.memory, NULL);
-    grants = (grant_entry_v1_t *)(memory + arg.grants * PAGE);
-    shared = (struct shared_info *)(memory + arg.shared_info * PAGE);
-    dom0 = (struct shared_info *)((uint8_t *)map(arg.dom0_memory, NULL) + arg.dom0_shared_info * PAGE);
-    channels = map(arg.channels, NULL);
-    dom0_channels = map(arg.dom0_channels, NULL);
-    if ((mkfifo(arg.bell, 0600) && errno != EEXIST) || (bell = open(arg.bell, O_RDWR | O_NONBLOCK)) < 0)
-        die("%s: %s", arg.bell, strerror(errno));
-    shared->vcpu_info[0].evtchn_upcall_mask = 1;
-    int fd = open(arg.memory, O_RDWR);
-    make_ring(fd);
+    const struct argument own[] = {
+        {"mode", &arg.mode, 0}, {"port", 0, &arg.port}, {"order", 0, &arg.order}, {"segments", 0, &arg.segments},
+        {"persistent", 0, &arg.persistent}, {"sectors", 0, &arg.sectors},
+    };
+    parse(argc, argv, own, sizeof own / sizeof *own);
+    enter();
+    make_ring(open(domain.memory_path, O_RDWR));
     for (int i = 0; i < POOL; i++) {
         spare[spares++] = FIRST_FRAME + MAX_PAGES + i;
         if (arg.persistent)
             grant(FIRST_FRAME + MAX_PAGES + i, 0);
     }
-    if (!fgets(line, sizeof line, stdin) || strcmp(line, "connected\n"))
-        die("not connected");
+    expect("connected");
     if (!strcmp(arg.mode, "ro")) {
         read_all();
         write_all(BLKIF_RSP_ERROR);
@@ -483,6 +331,6 @@ int main(int argc, char **argv)
         put_discard(arg.sectors / 2, 64);
         drain(1);
     }
-    printf("requests %lu written %lu read %lu refused %lu notified %lu\n", sent, written, read_back, refused, notified);
+    printf("requests %lu written %lu read %lu refused %lu notified %lu\n", sent, written, read_back, refused, domain.notified);
     return 0;
 }

@@ -1,118 +1,38 @@
 /* A netfront made of Xen's own headers (xen/io/ring.h, xen/io/netif.h), in a domain whose memory is a file.
  *
- * Frames are granted by writing grant_entry_v1, events are sent by setting bits of dom0's shared_info, the rings are
- * the headers' macros. The xenstore part of the handshake is whoever runs this: the grefs go to standard output, and
- * lines on standard input say that the backend is connected, and that the peer is as well.
+ * xen_domain.h is the domain, the rings are the headers' macros. The grefs go to standard output, and lines on standard
+ * input say that the backend is connected, and that the peer is as well.
  *
  * Sends `frames` frames of mixed sizes, up to 65,535 bytes in up to 18 pieces, to the vif `to`, each with its number and
  * a checksum in it, and receives as many from there. Every frame must come, once, whole and in order, however few
  * buffers (`buffers`) are posted at a time. With `loose` they need not all come, only whole, and all must be
  * answered, if some with an error: netback is killed meanwhile.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include "xen_domain.h"
 
-#define __XEN_INTERFACE_VERSION__ 0x00040e00
-#include <xen/xen.h>
-#include <xen/event_channel.h>
-#include <xen/grant_table.h>
-
-#define xen_mb() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-#define xen_rmb() __atomic_thread_fence(__ATOMIC_ACQUIRE)
-#define xen_wmb() __atomic_thread_fence(__ATOMIC_RELEASE)
 #include <xen/io/netif.h>
 
 enum {
-    PAGE = 4096,
     POOL = 1200,         /* data frames, behind the rings' */
-    FIRST_FRAME = 1,
-    FIRST_GREF = GNTTAB_NR_RESERVED_ENTRIES,
     HEADER = 14,
     LEAST = HEADER + 16, /* number, length, sum */
     MOST = XEN_NETIF_MAX_TX_SIZE,
-    PATIENCE_MS = 30000, /* a watchdog: nothing is known to be that slow */
 };
 
 static struct { /* arguments */
-    const char *memory, *dom0_memory, *channels, *dom0_channels, *bell, *bells, *mac, *to;
-    unsigned long shared_info, dom0_shared_info, grants, port, rx_port, frames, buffers, largest, loose;
+    const char *mac, *to;
+    unsigned long port, rx_port, frames, buffers, largest, loose;
 } arg;
 
-static uint8_t *memory;
-static grant_entry_v1_t *grants;
-static struct shared_info *shared, *dom0;
-static uint64_t *channels, *dom0_channels;
 static netif_tx_front_ring_t tx;
 static netif_rx_front_ring_t rx;
 static int tx_page[65536], rx_page[256];
-static int spare[POOL], spares, bell;
+static int spare[POOL], spares;
 static uint8_t mac[6], to[6], received[MOST + PAGE];
-static unsigned long sent, answered, arrived, bytes_out, bytes_in, length, notified, refused;
+static unsigned long sent, answered, arrived, bytes_out, bytes_in, length, refused;
 static int more_data, frame_flags, spoilt;
 
-static void die(const char *format, ...)
-{
-    va_list list;
-    va_start(list, format);
-    vfprintf(stderr, format, list);
-    va_end(list);
-    fputc('\n', stderr);
-    exit(1);
-}
-
-static void *map(const char *path, size_t *size)
-{
-    struct stat st;
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st))
-        die("%s: %s", path, strerror(errno));
-    void *at = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (at == MAP_FAILED)
-        die("%s: %s", path, strerror(errno));
-    if (size)
-        *size = st.st_size;
-    close(fd);
-    return at;
-}
-
-static uint64_t random64(void)
-{
-    static uint64_t state = 0x243f6a8885a308d3ull;
-    state ^= state << 13;
-    state ^= state >> 7;
-    return state ^= state << 17;
-}
-
-/* -- grants */
-static grant_ref_t gref_of(int frame) { return FIRST_GREF + frame - FIRST_FRAME; }
-
-static void grant(int frame, int readonly)
-{
-    grant_entry_v1_t *entry = &grants[gref_of(frame)];
-    entry->domid = 0;
-    entry->frame = frame;
-    xen_wmb();
-    entry->flags = GTF_permit_access | (readonly ? GTF_readonly : 0);
-}
-
-static void end_grant(int frame)
-{
-    uint16_t *flags = &grants[gref_of(frame)].flags, old = *flags;
-    do {
-        if (old & (GTF_reading | GTF_writing))
-            die("frame %d is still mapped after its request was answered", frame);
-    } while (!__atomic_compare_exchange_n(flags, &old, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
-}
-
+/* -- data frames: granted while they are out */
 static int take_frame(int readonly)
 {
     int frame = spare[--spares];
@@ -126,51 +46,13 @@ static void give_frame(int frame)
     spare[spares++] = frame;
 }
 
-/* -- events: the 2-level ABI of xen.h */
-static void send_event(unsigned long local)
-{
-    uint64_t mine = __atomic_load_n(&channels[local], __ATOMIC_ACQUIRE);
-    unsigned port = mine >> 32, vcpu = (dom0_channels[port] >> 8) & 0xff;
-    unsigned long bit = 1ul << (port & 63);
-    char path[512];
-    notified++;
-    if ((mine & 0xff) != EVTCHNSTAT_interdomain) /* the backend died: its successor looks at the ring unasked */
-        return;
-    if (__atomic_fetch_or(&dom0->evtchn_pending[port / 64], bit, __ATOMIC_SEQ_CST) & bit)
-        return;
-    if (dom0->evtchn_mask[port / 64] & bit)
-        return;
-    struct vcpu_info *info = &dom0->vcpu_info[vcpu];
-    __atomic_fetch_or(&info->evtchn_pending_sel, 1ul << (port / 64), __ATOMIC_SEQ_CST);
-    __atomic_exchange_n(&info->evtchn_upcall_pending, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&info->evtchn_upcall_mask, __ATOMIC_SEQ_CST))
-        return;
-    snprintf(path, sizeof path, "%s%u", arg.bells, vcpu);
-    int fd = open(path, O_WRONLY | O_NONBLOCK);
-    if (fd < 0 || (write(fd, "", 1) != 1 && errno != EAGAIN))
-        die("%s: %s", path, strerror(errno));
-    close(fd);
-}
-
 static void wait_for_event(void)
 {
-    struct vcpu_info *info = &shared->vcpu_info[0];
-    struct pollfd poll_bell = {bell, POLLIN, 0};
-    char bytes[64];
-    __atomic_store_n(&info->evtchn_upcall_mask, 0, __ATOMIC_SEQ_CST);
-    xen_mb();
-    if (!__atomic_load_n(&info->evtchn_upcall_pending, __ATOMIC_SEQ_CST)) {
-        if (poll(&poll_bell, 1, PATIENCE_MS) != 1)
-            die("no event; sent %lu of %lu, answered %lu, arrived %lu; tx %u/%u rx %u/%u", sent, arg.frames, answered, arrived,
-                tx.sring->req_prod, tx.sring->rsp_prod, rx.sring->req_prod, rx.sring->rsp_prod);
-        while (read(bell, bytes, sizeof bytes) > 0)
-            ;
-    }
-    __atomic_store_n(&info->evtchn_upcall_mask, 1, __ATOMIC_SEQ_CST);
-    __atomic_exchange_n(&info->evtchn_upcall_pending, 0, __ATOMIC_SEQ_CST);
-    __atomic_exchange_n(&info->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST);
-    __atomic_fetch_and(&shared->evtchn_pending[arg.port / 64], ~(1ul << (arg.port & 63)), __ATOMIC_SEQ_CST);
-    __atomic_fetch_and(&shared->evtchn_pending[arg.rx_port / 64], ~(1ul << (arg.rx_port & 63)), __ATOMIC_SEQ_CST);
+    if (!upcall_came())
+        die("no event; sent %lu of %lu, answered %lu, arrived %lu; tx %u/%u rx %u/%u", sent, arg.frames, answered, arrived,
+            tx.sring->req_prod, tx.sring->rsp_prod, rx.sring->req_prod, rx.sring->rsp_prod);
+    clear_event(arg.port);
+    clear_event(arg.rx_port);
 }
 
 /* -- what is in a frame: its number, its length, bytes that follow from both, and their sum */
@@ -237,7 +119,7 @@ static int put(const uint8_t *frame, uint32_t size)
         uint32_t offset = random64() % (PAGE - count + 1);
         int page = take_frame(1);
         netif_tx_request_t *request = RING_GET_REQUEST(&tx, tx.req_prod_pvt);
-        memcpy(memory + (size_t)page * PAGE + offset, frame + at, count);
+        memcpy(frame_at(page) + offset, frame + at, count);
         *request = (netif_tx_request_t){
             .gref = gref_of(page), .offset = offset, .id = tx.req_prod_pvt * 257, .size = count, .flags = NETTXF_more_data};
         if (tx_page[request->id])
@@ -316,7 +198,7 @@ static void take_piece(const netif_rx_response_t *response, unsigned slot)
     if (!more_data)
         frame_flags = response->flags;
     if (!spoilt) {
-        memcpy(received + length, memory + (size_t)rx_page[slot] * PAGE + response->offset, response->status);
+        memcpy(received + length, frame_at(rx_page[slot]) + response->offset, response->status);
         length += response->status;
     }
     give_frame(rx_page[slot]);
@@ -381,7 +263,7 @@ static void announce(void)
 static void *ring_page(int frame)
 {
     grant(frame, 0);
-    return memory + (size_t)frame * PAGE;
+    return frame_at(frame);
 }
 
 static void address(const char *text, uint8_t *to)
@@ -390,54 +272,16 @@ static void address(const char *text, uint8_t *to)
         die("%s is no address", text);
 }
 
-static void expect(const char *word)
-{
-    char line[32];
-    if (!fgets(line, sizeof line, stdin) || strncmp(line, word, strlen(word)))
-        die("not %s", word);
-}
-
-static void parse(int argc, char **argv)
-{
-    struct { const char *name; const char **text; unsigned long *number; } table[] = {
-        {"memory", &arg.memory, 0}, {"dom0-memory", &arg.dom0_memory, 0}, {"channels", &arg.channels, 0},
-        {"dom0-channels", &arg.dom0_channels, 0}, {"bell", &arg.bell, 0}, {"bells", &arg.bells, 0}, {"mac", &arg.mac, 0},
-        {"to", &arg.to, 0},
-        {"shared-info", 0, &arg.shared_info}, {"dom0-shared-info", 0, &arg.dom0_shared_info}, {"grants", 0, &arg.grants},
-        {"port", 0, &arg.port}, {"rx-port", 0, &arg.rx_port}, {"frames", 0, &arg.frames}, {"buffers", 0, &arg.buffers},
-        {"largest", 0, &arg.largest}, {"loose", 0, &arg.loose},
-    };
-    for (int i = 1; i < argc; i++) {
-        char *value = strchr(argv[i], '=');
-        size_t n = 0, count = sizeof table / sizeof *table;
-        if (!value)
-            die("what is %s?", argv[i]);
-        *value++ = 0;
-        while (n < count && strcmp(table[n].name, argv[i]))
-            n++;
-        if (n == count)
-            die("what is %s?", argv[i]);
-        if (table[n].text)
-            *table[n].text = value;
-        else
-            *table[n].number = strtoul(value, NULL, 10);
-    }
-}
-
 int main(int argc, char **argv)
 {
-    parse(argc, argv);
+    const struct argument own[] = {
+        {"mac", &arg.mac, 0}, {"to", &arg.to, 0}, {"port", 0, &arg.port}, {"rx-port", 0, &arg.rx_port},
+        {"frames", 0, &arg.frames}, {"buffers", 0, &arg.buffers}, {"largest", 0, &arg.largest}, {"loose", 0, &arg.loose},
+    };
+    parse(argc, argv, own, sizeof own / sizeof *own);
     address(arg.mac, mac);
     address(arg.to, to);
-    memory = map(arg.memory, NULL);
-    grants = (grant_entry_v1_t *)(memory + arg.grants * PAGE);
-    shared = (struct shared_info *)(memory + arg.shared_info * PAGE);
-    dom0 = (struct shared_info *)((uint8_t *)map(arg.dom0_memory, NULL) + arg.dom0_shared_info * PAGE);
-    channels = map(arg.channels, NULL);
-    dom0_channels = map(arg.dom0_channels, NULL);
-    if ((mkfifo(arg.bell, 0600) && errno != EEXIST) || (bell = open(arg.bell, O_RDWR | O_NONBLOCK)) < 0)
-        die("%s: %s", arg.bell, strerror(errno));
-    shared->vcpu_info[0].evtchn_upcall_mask = 1;
+    enter();
     netif_tx_sring_t *tx_sring = ring_page(FIRST_FRAME);
     netif_rx_sring_t *rx_sring = ring_page(FIRST_FRAME + 1);
     SHARED_RING_INIT(tx_sring);
@@ -456,6 +300,6 @@ int main(int argc, char **argv)
     expect("go");
     run();
     printf("sent %lu out %lu arrived %lu in %lu slots %lu notified %lu refused %lu\n", sent, bytes_out, arrived, bytes_in, answered,
-           notified, refused);
+           domain.notified, refused);
     return 0;
 }
