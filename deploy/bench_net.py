@@ -16,7 +16,7 @@ import struct
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path as FilePath
 from typing import Final, Protocol
 
@@ -52,7 +52,7 @@ class Path(Protocol):
 
 
 class Pipe:
-    """Windows, or the answers to them, on their way from one process to another; as many as fit a pipe do not wait."""
+    """Pairs of numbers on their way from one process to another."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -64,12 +64,15 @@ class Pipe:
         os.write(self.writer, WINDOW.pack(first, second))
 
     def hear(self) -> tuple[int, int]:
-        """Wait for two numbers. EOFError when nobody is left to send any."""
-        data = os.read(self.reader, WINDOW.size)
-        if not data:
-            raise EOFError("the other process ended")
-        first, second = WINDOW.unpack(data)
+        """Wait for two numbers."""
+        first, second = WINDOW.unpack(os.read(self.reader, WINDOW.size))
         return first, second
+
+    def answer(self) -> tuple[int, int]:
+        """The same, with a watchdog. TimeoutError when none come."""
+        if not select.select([self.reader], [], [], WATCHDOG)[0]:
+            raise TimeoutError(f"no answer in {WATCHDOG:g} s")
+        return self.hear()
 
 
 def frame_of(size: int, source: bytes, target: bytes) -> bytes:
@@ -187,9 +190,10 @@ class VifPath:
         return time.perf_counter() - start
 
     def _wait(self) -> None:
-        if not select.select([self._done.reader], [], [], WATCHDOG)[0]:
+        try:
+            self._done.answer()
+        except TimeoutError:
             self._switch.finish(0)              # says who has died, or that they hang
-        self._done.hear()
 
 
 class UnixPath:
@@ -199,6 +203,9 @@ class UnixPath:
         self._orders, self._answers = Pipe(), Pipe()
         self._mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         children.spawn("bench-unix", lambda: self._receive(other))
+        other.close()
+        # Not settimeout: that polls before every datagram.
+        self._mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(WATCHDOG), 0))
 
     def _receive(self, end: socket.socket) -> None:
         buffer = bytearray(max(WINDOWS))
@@ -208,6 +215,10 @@ class UnixPath:
                 end.recv_into(buffer)
             self._answers.say()
 
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._mine.close()
+
     def run(self, size: int, count: int) -> float:
         """See Path."""
         frame, send = frame_of(size, mac_of(SENDER), mac_of(RECEIVER)), self._mine.send
@@ -215,7 +226,7 @@ class UnixPath:
         start = time.perf_counter()
         for _ in range(count):
             send(frame)
-        self._answers.hear()
+        self._answers.answer()
         return time.perf_counter() - start
 
 
@@ -225,7 +236,7 @@ class TapPath:
     def __init__(self, children: Children) -> None:
         self._orders, self._answers = Pipe(), Pipe()
         children.spawn("bench-tap", self._write)
-        error, _ = self._answers.hear()
+        error, _ = self._answers.answer()
         if error:
             raise OSError(error, os.strerror(error))
 
@@ -248,7 +259,7 @@ class TapPath:
     def run(self, size: int, count: int) -> float:
         """See Path."""
         self._orders.say(size, count)
-        return self._answers.hear()[0] / 1e9
+        return self._answers.answer()[0] / 1e9
 
 
 def enter_namespace() -> None:
@@ -265,11 +276,11 @@ def paths(logs: FilePath) -> Iterator[tuple[dict[str, Path], dict[str, str]]]:
     children = Children(logs)
     with ExitStack() as undo:
         undo.callback(lambda: children.stop(children.living, GRACE))
-        found: dict[str, Path] = {"unix": UnixPath(children)}
+        found: dict[str, Path] = {"unix": undo.enter_context(closing(UnixPath(children)))}
         try:
             found["tap"] = TapPath(children)
         except OSError as error:
-            left_out["tap"] = str(error)
+            left_out["tap"] = error.strerror or str(error)
         found["vif"] = VifPath(undo.enter_context(lan()))
         yield found, left_out
 
