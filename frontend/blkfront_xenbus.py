@@ -13,7 +13,7 @@ from miniguest.ring.abi.protocols import XEN_IO_PROTO_ABI_X86_64
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.grants import Grants
 from miniguest.ring.process import Process
-from miniguest.ring.xenbus import Keys, switch_state, write_keys
+from miniguest.ring.xenbus import Keys, switch_state
 from miniguest.ring.xenstore import Xenstore
 
 RING_PAGE_ORDER: Final = 2              # four pages, 128 slots, where the backend takes them
@@ -52,7 +52,7 @@ class BlkfrontDevice(FrontendDevice):
             refs |= {"ring-page-order": order, "num-ring-pages": 1 << order}
         else:
             refs = {"ring-ref": pages[0][0]}
-        write_keys(self.store, self.path, refs | {
+        self.tell(refs | {
             "event-channel": self._port.number,
             "protocol": XEN_IO_PROTO_ABI_X86_64,
             "feature-persistent": 1,

@@ -1,6 +1,7 @@
 """The front half of a split device's handshake (xen/io/xenbus.h): what blkfront and netfront do the same way."""
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from miniguest.frontend.pages import Pages
@@ -10,11 +11,16 @@ from miniguest.ring.events import Port
 from miniguest.ring.grants import Grants
 from miniguest.ring.late_eoi import LateEoi
 from miniguest.ring.process import Process
-from miniguest.ring.xenbus import Keys, switch_state, watch_state, write_error
+from miniguest.ring.xenbus import Keys, switch_state, watch_state, write_error, write_keys
 from miniguest.ring.xenstore import Watch, Xenstore
+from miniguest.ring.xenstore.client import Value
 
 _GONE: Final = (XenbusState.Closed, XenbusState.Unknown)
 _ENDS: Final = (XenbusState.Closing, *_GONE)
+# Nodes that tell of rings, in all the ways that there are (io/blkif.h, io/netif.h).
+_RINGS: Final = re.compile(
+    r"([tr]x-|ctrl-)?ring-ref\d*|ring-page-order|num-ring-pages|event-channel(-tx|-rx|-ctrl)?|multi-queue-num-queues|queue-\d+"
+)
 log = logging.getLogger(__name__)
 
 
@@ -85,6 +91,13 @@ class FrontendDevice:
         """An event channel for the backend to bind to."""
         self._ports.append(self.process.alloc_unbound(self.backend_domid))
         return self._ports[-1]
+
+    def tell(self, keys: Mapping[str, Value]) -> None:
+        """Write of the rings into the store. What a predecessor wrote of its own goes, or the backend would take those."""
+        for name in self.store.directory(self.path):
+            if _RINGS.fullmatch(name):
+                self.store.rm(f"{self.path}/{name}")
+        write_keys(self.store, self.path, keys)
 
     def listen(self, port: Port, handler: Callable[[], bool]) -> None:
         """Call `handler` when the backend notifies; it answers whether there was anything to do."""

@@ -13,7 +13,7 @@ from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import PeerError
 from miniguest.ring.grants import Grants
 from miniguest.ring.process import Process
-from miniguest.ring.xenbus import Keys, switch_state, write_keys
+from miniguest.ring.xenbus import Keys, switch_state
 from miniguest.ring.xenstore import Xenstore
 
 MTU: Final = 1500                       # bytes, where the backend names none
@@ -59,7 +59,7 @@ class NetfrontDevice(FrontendDevice):
         for index in range(count):
             prefix = f"queue-{index}/" if count > 1 else ""
             written |= {prefix + name: value for name, value in self._make_queue(sg, split).items()}
-        write_keys(self.store, self.path, written)
+        self.tell(written)
 
     def _make_queue(self, sg: bool, split: bool) -> dict[str, int]:
         """A pair of rings; the keys that tell of it."""

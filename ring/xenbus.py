@@ -70,8 +70,12 @@ def watch_state(store: Xenstore, path: str, changed: Callable[[XenbusState], Non
 
 
 def write_error(store: Nodes, path: str, reason: str) -> None:
-    """Leave the reason a device was disabled in its `error` node, for the other end and the toolstack to read."""
-    store.write(f"{path}/error", reason[:1024])
+    """Leave the reason a device was disabled in its `error` node, for the other end and the toolstack to read.
+
+    Not when the toolstack has removed the directory: writing would bring it back.
+    """
+    if store.exists(path):
+        store.write(f"{path}/error", reason[:1024])
 
 
 def write_keys(store: Nodes, path: str, keys: Mapping[str, Value]) -> None:

@@ -54,10 +54,10 @@ class Sent:
 
 
 class Backend:
-    """The other ends of one pair of rings."""
+    """The other ends of one pair of rings, in domain `domid`."""
 
-    def __init__(self, memory: Memory, tx_frame: int, rx_frame: int, index: int) -> None:
-        self.memory = memory
+    def __init__(self, memory: Memory, tx_frame: int, rx_frame: int, index: int = 0, domid: int = 0) -> None:
+        self.memory, self.domid = memory, domid
         self.tx_page, self.rx_page = memory.frame(tx_frame), memory.frame(rx_frame)
         self.tx = _core.BackRing(self.tx_page, 12, 4, index)
         self.rx = _core.BackRing(self.rx_page, 8, 8, index)
@@ -70,7 +70,7 @@ class Backend:
     def granted(self, gref: int, writing: bool) -> memoryview:
         """The frame behind a gref, which has to allow that."""
         flags, domid, number = struct.unpack_from("<HHI", self.memory.grant_entries, gref * 8)
-        assert flags & 3 == PERMIT and domid == 0 and not (writing and flags & READONLY), (gref, flags, domid)
+        assert flags & 3 == PERMIT and domid == self.domid and not (writing and flags & READONLY), (gref, flags, domid)
         return self.memory.frame(number)
 
     def keep_mapped(self, gref: int, how: int = READING | WRITING) -> None:

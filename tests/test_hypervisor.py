@@ -181,6 +181,47 @@ def test_ranges_are_published_or_refused(ops: Operations) -> None:
     assert seen.refresh() and seen.find(PORT, 0x1F7) is None
 
 
+def test_a_range_with_frames_is_read_without_an_exit(ops: Operations) -> None:
+    memory = ops.domains[1].memory
+    seen = Ranges(memory.frame(memory.special("ranges")))
+    first, last = memory.special("roms"), memory.nr_frames - 1
+    ops.map_io_range(1, MEMORY, 0xFEB00000, 0xFEB01FFF, "two", first)
+    ops.map_io_range(1, MEMORY, 0xFEC00000, 0xFEC00FFF, "last", last)
+    ops.map_io_range(1, MEMORY, 0xFED00000, 0xFEDFFFFF, "all", first)
+    ops.map_io_range(1, MEMORY, (1 << 64) - 4096, (1 << 64) - 1, "top", first + 1)
+    ops.map_io_range(1, MEMORY, 0xFEB02000, 0xFEB02001, "none")
+    assert seen.refresh()
+    shown = [(item.start, item.end, item.frame) for item in seen.read_only_memory()]
+    assert shown == [
+        (0xFEB00000, 0xFEB01FFF, first), (0xFEC00000, 0xFEC00FFF, last), (0xFED00000, 0xFEDFFFFF, first),
+        ((1 << 64) - 4096, (1 << 64) - 1, first + 1),
+    ]
+    ops.unmap_io_range(1, MEMORY, 0xFEC00000, 0xFEC00FFF)
+    assert seen.refresh() and [item.name for item in seen.read_only_memory()] == ["two", "all", "top"]
+
+
+@pytest.mark.parametrize(("kind", "start", "end", "frame"), [
+    (PORT, 0xC000, 0xCFFF, 0), (MEMORY, 0x1800, 0x27FF, 0), (MEMORY, 0x1000, 0x17FF, 0), (MEMORY, 0x1001, 0x1FFF, 0),
+    (MEMORY, 0x1000, 0x2000, 0), (MEMORY, 0x1000, 0x100FFF, 1), (MEMORY, 0x1000, 0x101FFF, 0),
+    (MEMORY, 0x1000, 0x1FFF, 256), (MEMORY, 0x1000, 0x2FFF, 255), (MEMORY, 0x1000, 0x1FFF, -1), (MEMORY, 0, (1 << 64) - 1, 0),
+])
+def test_frames_that_are_not_roms_are_not_shown(ops: Operations, kind: int, start: int, end: int, frame: int) -> None:
+    """Only whole frames, of those that are there to be shown: else a device model could hand out the grant table, say."""
+    memory = ops.domains[1].memory
+    seen = Ranges(memory.frame(memory.special("ranges")))
+    with refused("EINVAL"):
+        ops.map_io_range(1, kind, start, end, "rom", memory.special("roms") + frame)
+    assert seen.refresh() and seen.find(kind, start) is None and seen.read_only_memory() == []
+    ops.map_io_range(1, kind, start, end, "no rom")
+
+
+def test_a_frame_of_the_guests_own_is_not_shown(ops: Operations) -> None:
+    memory = ops.domains[1].memory
+    for frame in (1, memory.ram_frames, memory.special("grants"), memory.nr_frames, (1 << 32) - 1):
+        with refused("EINVAL"):
+            ops.map_io_range(1, MEMORY, 0x1000, 0x1FFF, "rom", frame)
+
+
 def test_one_range_too_many_changes_nothing(ops: Operations) -> None:
     memory = ops.domains[1].memory
     seen = Ranges(memory.frame(memory.special("ranges")))

@@ -27,7 +27,9 @@ def tables(draw: st.DrawFn) -> list[Range]:
     for kind in (PORT, MEMORY):
         edges = sorted(draw(st.sets(st.integers(0, 200) | st.integers((1 << 64) - 50, (1 << 64) - 1), max_size=40)))
         for start, end in zip(edges[::2], edges[1::2], strict=False):
-            found.append(Range(kind, start, end, draw(st.text("abcdef0123", max_size=21)), draw(st.integers(0, 255))))
+            name = draw(st.text("abcdef0123", max_size=17))         # as long as there is room for
+            server, frame = draw(st.integers(0, 255)), draw(st.sampled_from([0, 0, 1, 0xFFFFFFFF]))
+            found.append(Range(kind, start, end, name, server, frame))
     return list(draw(st.permutations(found)))
 
 
@@ -44,6 +46,26 @@ def test_find_is_the_range_that_holds_the_address(table: list[Range], probes: li
     for kind, address in probes + edges:
         holds = [item for item in table if item.kind == kind and item.start <= address <= item.end]
         assert seen.find(kind, address) == (holds[0] if holds else None)
+
+
+@given(table=tables())
+def test_what_is_read_without_an_exit_is_memory_with_frames(table: list[Range]) -> None:
+    page = frame()
+    write_ranges(page, table)
+    seen = Ranges(page)
+    assert seen.refresh()
+    wanted = sorted((item for item in table if item.kind == MEMORY and item.frame), key=lambda item: item.start)
+    assert seen.read_only_memory() == wanted
+
+
+def test_a_long_name_is_cut_and_the_frame_behind_it_stays() -> None:
+    page = frame()
+    write_ranges(page, [Range(MEMORY, 0, 4095, "n" * 40, 7, 0x12345678), Range(MEMORY, 4096, 8191, "é", 255, 0xFFFFFFFF)])
+    seen = Ranges(page)
+    assert seen.refresh()
+    assert seen.read_only_memory() == [
+        Range(MEMORY, 0, 4095, "n" * 17, 7, 0x12345678), Range(MEMORY, 4096, 8191, "?", 255, 0xFFFFFFFF),
+    ]
 
 
 def test_a_table_is_not_taken_while_it_is_written() -> None:
