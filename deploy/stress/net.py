@@ -21,6 +21,7 @@ from miniguest.ring.process import Process
 FLOWS: Final = 8                        # in each direction
 HELLOS: Final = 2                       # of a station: to all, and to its peer once that was heard
 BUFFERS: Final = 256                    # of a receive ring
+NO_LIMIT: Final = 1 << 30
 NO_BYTES: Final = numpy.zeros(0, numpy.uint8)
 NO_NUMBERS: Final = numpy.zeros(0, numpy.uint32)
 
@@ -50,7 +51,7 @@ class Sending:
             raise StressError(f"{self.transmit.refused} frames were answered with an error")
         return answers
 
-    def put(self, most: int) -> int:
+    def put(self, most: int = NO_LIMIT) -> int:
         """Put what there is room for, and no more than `most`; how many frames."""
         put = 0
         while put < most and (self._first < len(self._lengths) or self._more()):
@@ -108,7 +109,7 @@ class Station:
     """A domain's process: sends `total` frames to `peer`, and takes and checks as many."""
 
     def __init__(
-        self, process: Process, netfront: Netfront, peer: int, total: int, seed: int, stir: bool, window: int = 1 << 30
+        self, process: Process, netfront: Netfront, peer: int, total: int, seed: int, stir: bool, window: int = NO_LIMIT
     ) -> None:
         self._window = window                   # frames that it may be ahead of what it received
         self._put = 0
@@ -179,7 +180,7 @@ class Station:
 
 
 def pass_frames(
-    total: int, doorbell: str = "zmq", queues: int = 1, seed: int = 1, stir: bool = False, window: int = 1 << 30,
+    total: int, doorbell: str = "zmq", queues: int = 1, seed: int = 1, stir: bool = False, window: int = NO_LIMIT,
     seconds: float = 120.0,
 ) -> float:
     """Pass `total` frames in each direction; frames per second. StressError when anything is not as it should be.

@@ -80,6 +80,7 @@ class Workers:
         StressError when one did not, or the watchdog's time is up.
         """
         deadline = time.monotonic() + seconds
+        self._children.wait(0)
         while running := [child.name for child in self._workers if child.exit_code is None and child.name not in but]:
             self._check()
             if time.monotonic() > deadline:
