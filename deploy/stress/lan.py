@@ -20,7 +20,7 @@ from miniguest.ring.process import XENSTORED_SOCKET, Process
 from miniguest.ring.statistics import read_vif_statistics, statistics_path
 from miniguest.ring.xenstore import SocketTransport, Xenstore
 
-LASTING: Final = ("xenstored", "netback")
+FIRST_HOG: Final = 8                    # dom0's vCPU
 LINK: Final = "lan"
 MEMORY: Final = 4 << 20                 # of a station, and QUEUE_MEMORY for each queue: two rings of pages, their buffers
 QUEUE_MEMORY: Final = 3 << 20
@@ -32,9 +32,9 @@ def mac_of(domid: int) -> bytes:
 
 
 class Lan:
-    """The switch, and the stations on it."""
+    """The switch, and the stations on it. hogs: processes that do nothing but keep a core busy."""
 
-    def __init__(self, ground: Workers) -> None:
+    def __init__(self, ground: Workers, hogs: int = 0) -> None:
         self.ground = ground
         reader, writer = os.pipe()
 
@@ -54,6 +54,7 @@ class Lan:
             ground.finish(0)                    # says why it died
             raise
         self.netback = ground.start("netback", 0, 3, lambda process: netback.main(process, {LINK: LinkConfig()}))
+        self._hogs = [ground.start(f"hog{index}", 0, FIRST_HOG + index, _compute) for index in range(hogs)]
         self._stations: list[Child] = []
         self._toolstack = Toolstack(ground.runtime, ground.hypercalls)
 
@@ -91,17 +92,23 @@ class Lan:
 
         StressError when one did not, or the watchdog's time is up.
         """
-        self.ground.finish(seconds, but=LASTING + but)
+        lasting = [child.name for child in (*self._hogs, self.netback, self._xenstored)]
+        self.ground.finish(seconds, but=[*lasting, *but])
 
     def close(self) -> None:
         """End what still runs: those first who have something to tell the others."""
-        for child in (*self._stations, self.netback, self._xenstored):
+        for child in (*self._hogs, *self._stations, self.netback, self._xenstored):
             self.ground.end(child)
         self.store.close()
 
 
+def _compute(process: Process) -> None:
+    while not process.loop.stopping:
+        pass
+
+
 @contextmanager
-def lan(doorbell: str = "zmq") -> Iterator[Lan]:
+def lan(doorbell: str = "zmq", hogs: int = 0) -> Iterator[Lan]:
     """A switch without stations, which goes with all of them."""
-    with workers(doorbell, domains=0) as ground, contextlib.closing(Lan(ground)) as made:
+    with workers(doorbell, domains=0) as ground, contextlib.closing(Lan(ground, hogs)) as made:
         yield made

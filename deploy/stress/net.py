@@ -181,14 +181,15 @@ class Station:
 
 def pass_frames(
     total: int, doorbell: str = "zmq", queues: int = 1, seed: int = 1, stir: bool = False, window: int = NO_LIMIT,
-    seconds: float = 120.0,
+    seconds: float = 120.0, hogs: int = 0,
 ) -> float:
     """Pass `total` frames in each direction; frames per second. StressError when anything is not as it should be.
 
     stir: frames in parts, buffers in parts, pauses, waits that spin for a random time or not at all. window: how many
-    frames each end may be ahead of what it received; with one, every wake counts. seconds: the watchdog's.
+    frames each end may be ahead of what it received; with one, every wake counts. seconds: the watchdog's. hogs: how many
+    other processes want the cores all the time.
     """
-    with lan(doorbell) as switch:
+    with lan(doorbell, hogs) as switch:
         start = time.monotonic()
         for domid, peer in ((1, 2), (2, 1)):
 
