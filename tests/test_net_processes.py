@@ -10,10 +10,11 @@ import numpy
 import pytest
 
 from miniguest.deploy.children import Child
-from miniguest.deploy.stress.frames import LEAST, MOST, Sink, Source, hello, sizes_of
+from miniguest.deploy.stress.frames import BATCH, LEAST, MOST, Bytes, Numbers, Sink, Source, hello, sizes_of
 from miniguest.deploy.stress.lan import Lan, lan, mac_of
-from miniguest.deploy.stress.net import Receiving, Sending, Station, look_at_counters, pass_frames
+from miniguest.deploy.stress.net import FLOWS, Receiving, Sending, Station, look_at_counters, pass_frames
 from miniguest.deploy.stress.stirring import Stirring
+from miniguest.deploy.stress.workers import StressError
 from miniguest.frontend.netfront import Netfront
 from miniguest.ring.process import Process
 
@@ -48,6 +49,55 @@ def test_every_size() -> None:
         assert in_so_many.any()
         assert (sizes[in_so_many] % 4096 == 1).any() or pages == 1
     assert (sizes < 1514).mean() > 0.9
+
+
+@pytest.fixture
+def batch() -> tuple[Bytes, Numbers]:
+    return Source(mac_of(1), mac_of(2), [0, 3], 5).batch(BATCH)
+
+
+def frames_of(batch: tuple[Bytes, Numbers]) -> list[Bytes]:
+    data, lengths = batch
+    return numpy.split(data, numpy.cumsum(lengths)[:-1])
+
+
+def check(frames: list[Bytes]) -> int:
+    sink = Sink(mac_of(1), mac_of(2), FLOWS)
+    sink.check(numpy.concatenate(frames), numpy.array([len(frame) for frame in frames], numpy.uint32))
+    return sink.taken
+
+
+def test_the_check_passes_what_is_right(batch: tuple[Bytes, Numbers]) -> None:
+    frames = frames_of(batch)
+    assert check([*frames[:9], numpy.frombuffer(hello(mac_of(1)), numpy.uint8), *frames[9:]]) == BATCH
+
+
+def test_the_check_sees_a_frame_lost_doubled_or_overtaken(batch: tuple[Bytes, Numbers]) -> None:
+    frames = frames_of(batch)
+    first, second = [index for index, frame in enumerate(frames) if frame[11] == 3][4:6]
+    swapped = frames.copy()
+    swapped[first], swapped[second] = frames[second], frames[first]
+    for wrong in (frames[:first] + frames[first + 1 :], frames[: first + 1] + frames[first:], swapped):
+        with pytest.raises(StressError, match="of flow 3.*should be number"):
+            check(wrong)
+
+
+@pytest.mark.parametrize("at", [0, 6, 11, 13, 14, 18, 20, 22, 25, 26, 59, -1])
+def test_the_check_sees_any_changed_byte(batch: tuple[Bytes, Numbers], at: int) -> None:
+    frames = frames_of(batch)
+    for index in (0, BATCH // 2, BATCH - 1):
+        changed = [frame.copy() for frame in frames]
+        changed[index][at] ^= 4
+        with pytest.raises(StressError, match=r"not as it was sent|of another address"):
+            check(changed)
+
+
+def test_the_check_sees_a_length(batch: tuple[Bytes, Numbers]) -> None:
+    frames = frames_of(batch)
+    with pytest.raises(StressError, match="not as it was sent"):
+        check([numpy.append(frames[0], numpy.uint8(0)), *frames[1:]])
+    with pytest.raises(StressError, match="a frame of 59 bytes"):
+        check([frames[0][:59]])
 
 
 class Line:

@@ -186,8 +186,8 @@ def pass_frames(
     """Pass `total` frames in each direction; frames per second. StressError when anything is not as it should be.
 
     stir: frames in parts, buffers in parts, pauses, waits that spin for a random time or not at all. window: how many
-    frames each end may be ahead of what it received; with one, every wake counts. seconds: the watchdog's. hogs: how many
-    other processes want the cores all the time.
+    frames each end may be ahead of what it received; with one, and one queue, every wake counts. seconds: the watchdog's.
+    hogs: how many other processes want the cores all the time.
     """
     with lan(doorbell, hogs) as switch:
         start = time.monotonic()
