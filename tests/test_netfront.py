@@ -353,6 +353,26 @@ def test_frames_are_kept_in_order_until_there_is_room(started: Bench) -> None:
     assert back.take_posted() == 256
 
 
+def test_no_frame_overtakes_one_that_is_kept(started: Bench) -> None:
+    """A short one would fit where the long one before it does not."""
+    fits = 60
+
+    def receive(data: bytes) -> bool:
+        if len(data) > fits:
+            return False
+        started.got.append(data)
+        return True
+
+    started.front.received = receive
+    frames = [frame(size, index) for index, size in enumerate((60, 1514, 60, 1000, 60))]
+    started.back.deliver(*frames)
+    started.front.on_receive(started.pair.queue)
+    assert started.got == frames[:1]
+    for fits, count in ((100, 1), (1514, 5)):
+        started.front.resume()
+        assert started.got == frames[:count]
+
+
 def test_resume_with_nothing_kept(started: Bench) -> None:
     started.front.resume()
     assert started.got == [] and not started.front.keeps

@@ -62,6 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ng.pcap").write_bytes(b"\x0a\x0d\x0d\x0a" + bytes(60))
     (tmp_path / "wifi.pcap").write_bytes(pcap(linktype=105))
     (tmp_path / "other-name.pcap").symlink_to("lan.pcap")
+    (tmp_path / "linked.pcap").hardlink_to(tmp_path / "good.pcap")
     (tmp_path / "circle.pcap").symlink_to("circle.pcap")
     os.mkfifo(tmp_path / "fifo")
     monkeypatch.setenv(option_rom.ENVIRONMENT, str(tmp_path / "roms"))
@@ -260,6 +261,10 @@ MISTAKES = {
     "two captures by other names": (
         GUEST + link(capture="lan.pcap") + link(name="b", capture="other-name.pcap"), "link.b.capture",
         "link.lan0.capture writes there already",
+    ),
+    "replay is written by another name": (
+        GUEST + link("pcap", replay="good.pcap") + link(name="b", capture="linked.pcap"), "link.b.capture",
+        "lan0.replay is read from there",
     ),
     "capture through a directory": (
         GUEST + link(capture="a") + link(name="b", capture="directory/../a"), "link.b.capture", "link.lan0.capture writes there",
