@@ -355,10 +355,10 @@ def test_frames_are_kept_in_order_until_there_is_room(started: Bench) -> None:
 
 def test_no_frame_overtakes_one_that_is_kept(started: Bench) -> None:
     """A short one would fit where the long one before it does not."""
-    fits = 60
+    fits = [60]
 
     def receive(data: bytes) -> bool:
-        if len(data) > fits:
+        if len(data) > fits[0]:
             return False
         started.got.append(data)
         return True
@@ -368,7 +368,7 @@ def test_no_frame_overtakes_one_that_is_kept(started: Bench) -> None:
     started.back.deliver(*frames)
     started.front.on_receive(started.pair.queue)
     assert started.got == frames[:1]
-    for fits, count in ((100, 1), (1514, 5)):
+    for fits[0], count in ((100, 1), (1514, 5)):
         started.front.resume()
         assert started.got == frames[:count]
 
