@@ -78,7 +78,7 @@ def test_the_check_sees_a_frame_lost_doubled_or_overtaken(batch: tuple[Bytes, Nu
     swapped = frames.copy()
     swapped[first], swapped[second] = frames[second], frames[first]
     for wrong in (frames[:first] + frames[first + 1 :], frames[: first + 1] + frames[first:], swapped):
-        with pytest.raises(StressError, match="of flow 3.*should be number"):
+        with pytest.raises(StressError, match=r"of flow 3.*should be number"):
             check(wrong)
 
 
