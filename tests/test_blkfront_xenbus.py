@@ -256,6 +256,19 @@ def test_a_backend_that_skips_init_wait(world: World, front: Frontend) -> None:
     assert not vbd.store.exists(f"{vbd.front}/ring-page-order")
 
 
+@pytest.mark.parametrize("order", [0, 1])
+def test_what_a_predecessor_offered_is_gone(world: World, front: Frontend, order: int) -> None:
+    """It had a larger ring; its grefs are something else's by now, and blkback would take them."""
+    vbd = by_hand(front, max_ring_page_order=order, sectors=100)
+    stale = ("ring-ref", "ring-page-order", "num-ring-pages", *[f"ring-ref{number}" for number in range(4)])
+    write_keys(vbd.store, vbd.front, dict.fromkeys(stale, 77777))
+    front.start(vbd)
+    front.until(lambda: front_state(vbd) == XenbusState.Initialised)
+    found = {name: vbd.store.read_int(f"{vbd.front}/{name}") for name in stale if vbd.store.exists(f"{vbd.front}/{name}")}
+    assert set(found) == ({"ring-ref0", "ring-ref1", "ring-page-order", "num-ring-pages"} if order else {"ring-ref"})
+    assert 77777 not in found.values()
+
+
 def test_no_pages_for_a_ring(world: World) -> None:
     front = Frontend(world.domain(memory=8192))
     vbd = by_hand(front, max_ring_page_order=4)
