@@ -159,6 +159,23 @@ def test_a_batch_is_put_up_to_the_frame_that_is_wrong(bench: Bench) -> None:
     assert transmit.put(frame(60), lengths(60), 1 << 31) == 0
 
 
+def test_an_extra_info_takes_a_slot_and_no_page(bench: Bench) -> None:
+    transmit, back = bench.pair.transmit, bench.back
+    for _ in range(255):
+        assert transmit.put_frame(frame(60))
+    assert bench.pair.tx_pages.nr_spare == 1
+    assert not transmit.fits(60, True) and not transmit.put_frame(frame(60), gso_type=1, gso_size=20)
+    transmit.push()
+    first, *others = back.sent()
+    back.answer_sent(first)
+    transmit.take()
+    assert transmit.fits(60, True) and transmit.put_frame(frame(61), gso_type=1, gso_size=20)
+    assert bench.pair.tx_pages.nr_spare == 1 and not transmit.fits(14), "a page is left, and no slot"
+    transmit.push()
+    back.answer_sent(*others, *back.sent())
+    assert transmit.take() == 256 and bench.pair.tx_pages.nr_spare == 256
+
+
 def test_room_is_for_the_longest_frame(bench: Bench) -> None:
     """`room` promises that any frame fits; the ring is asked for an event only when it is full."""
     front, back = bench.front, bench.back
