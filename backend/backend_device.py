@@ -112,13 +112,8 @@ class BackendDevice:
         self._log_disabled(f"{self.path}: disabled: {reason}")
         self.disconnect()
         self.over = True
-
-        def leave_reason(nodes: Transaction) -> None:
-            if nodes.exists(self.path):
-                write_error(nodes, self.path, reason)
-
         try:
-            self.store.retry(leave_reason)
+            self.store.retry(lambda nodes: write_error(nodes, self.path, reason))
             switch_state(self.store, self.path, XenbusState.Closing)
         except XenstoreError as error:
             log.error("%s: %s", self.path, error)

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, XenstoreError
 from miniguest.ring.xenbus import read_state, switch_state, write_error
-from miniguest.ring.xenstore import Nodes, Xenstore
+from miniguest.ring.xenstore import Xenstore
 
 _DEVICE: Final = re.compile(r"^(\d+)/(\d+)(?:/|$)")
 log = logging.getLogger(__name__)
@@ -74,11 +74,7 @@ class BackendDirectory:
             return None
 
     def _leave_error(self, path: str, reason: str) -> None:
-        def leave(nodes: Nodes) -> None:
-            if nodes.exists(path):              # the toolstack may have removed it meanwhile
-                write_error(nodes, path, reason)
-
-        self._store.retry(leave)
+        self._store.retry(lambda nodes: write_error(nodes, path, reason))
         switch_state(self._store, path, XenbusState.Closing)
 
     def _close(self, path: str, device: Opened | None) -> None:

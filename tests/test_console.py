@@ -29,6 +29,9 @@ class Store:
         self.nodes = {f"{PATH}/{name}": value.encode() for name, value in keys.items()}
         self.nodes |= {f"{PATH}/frontend": FRONT.encode(), f"{FRONT}/ring-ref": b"5", f"{FRONT}/port": b"3"}
 
+    def exists(self, path: str) -> bool:
+        return any(node == path or node.startswith(f"{path}/") for node in self.nodes)
+
     def read(self, path: str) -> bytes:
         if path not in self.nodes:
             raise XenstoreError("ENOENT")

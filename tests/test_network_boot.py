@@ -88,12 +88,12 @@ def look_at(guest: dict[str, Any], model: str, capture: Path) -> None:
     sent = [int(line.split()[1]) for line in tshark(capture, f"eth.src == {MAC}")]
     received = [int(line.split()[1]) for line in tshark(capture, f"eth.dst == {MAC}")]
     groups = [int(line.split()[1]) for line in tshark(capture, f"eth.src != {MAC} && eth.dst.ig == 1")]
-    assert len(sent) > 100 and len(received) > 500
+    assert len(sent) > 20 and len(received) > 500
     assert (vif["model"], vif["mac"], vif["link"]) == (model, MAC, "lan0")
     assert (vif["tx_packets"], vif["tx_bytes"]) == (len(sent), sum(sent))
-    # What the other end sent to all before the vif was there is in the capture only, and so is what it sent once the guest
-    # had powered off.
-    assert len(received) * 0.5 < vif["rx_packets"] <= len(received) + len(groups)
+    # In the capture only is what the other end sent to all before the vif was there, and what it sent again and again while
+    # the guest was slow (passt sends a whole window anew) or off.
+    assert 500 < vif["rx_packets"] <= len(received) + len(groups)
     assert vif["rx_bytes"] <= sum(received) + sum(groups)
     bad = ["_ws.malformed", *(f"{protocol}.checksum.status == 0" for protocol in ("ip", "udp", "tcp"))]
     assert tshark(capture, " || ".join(bad)) == []

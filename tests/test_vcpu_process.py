@@ -96,7 +96,7 @@ class PlayedVcpu:
 def played() -> Iterator[PlayedVcpu]:
     with dom0() as (supervisor, runtime):
         guest = Guest(name="g", memory=16)
-        supervisor.toolstack.create_guest(supervisor.store, guest, DOMID, STUB)
+        supervisor.toolstack.create_guest(supervisor.store, guest, DOMID, STUB, {})
         supervisor.toolstack.add_console(supervisor.store, STUB, str(runtime / "serial"), "", False)
         child = supervisor._spawn("g-dm", STUB, 0, lambda process: miniguest.main(process, DOMID, 1))
         supervisor._wait_for_device_model(child, DOMID, STUB)
@@ -203,7 +203,7 @@ def test_a_vcpu_that_runs_ends_as_its_domain_was_told_to(tmp_path: Path, reason:
     firmware = tmp_path / "bios.bin"
     firmware.write_bytes(b"\xeb\xfe".rjust(0xFFF0 + 2, b"\0").ljust(0x10000, b"\0"))      # 1: jmp 1b
     with dom0() as (supervisor, _):
-        supervisor.toolstack.create_guest(supervisor.store, Guest(name="g", memory=16), DOMID, STUB)
+        supervisor.toolstack.create_guest(supervisor.store, Guest(name="g", memory=16), DOMID, STUB, {})
         child = supervisor._spawn("g-vcpu0", DOMID, HYPERVISOR_SIDE, lambda process: int(vcpu.main(process, 0, firmware)))
         supervisor._hypercalls.call("shutdown", domid=DOMID, reason=reason)
         assert supervisor._children.wait(SECONDS) == [child]

@@ -356,4 +356,7 @@ def test_keys_one_may_not_read(world: World) -> None:
 def test_error_node(world: World) -> None:
     store = world.open()
     xenbus.write_error(store, "/dev", "the reason")
+    assert not store.exists("/dev")             # what is gone is not brought back
+    store.write("/dev/state", 4)
+    xenbus.write_error(store, "/dev", "the reason")
     assert store.read_text("/dev/error") == "the reason"
