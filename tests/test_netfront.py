@@ -638,7 +638,7 @@ def test_null_for_a_request_that_is_no_extra_info(bench: Bench) -> None:
     (sent,) = bench.back.sent()
     bench.back.answer((sent.ids[0] or 0, NULL))
     assert transmit.take() == 1
-    assert bench.pair.tx_pages.nr_spare == 256
+    assert bench.pair.tx_pages.nr_spare == 256 and transmit.refused == 0, "which is no error"
     bench.back.take()
     with pytest.raises(ValueError, match="more responses"):
         bench.back.answer((0, NULL))
