@@ -55,6 +55,7 @@ cdef class Switch(Forwarding):
             return
         for queue in vif.queues:
             self._wake(<void *>queue)
+            queue.state = RUNNABLE             # who it waited for may go before it joins a switch again
             while queue.first != NULL:
                 queue._drop()
                 queue._forget_first()
@@ -241,7 +242,8 @@ cdef class Switch(Forwarding):
             if self.uplink.state == RUNNABLE:
                 self._receive(now)
                 self._push_touched()
-            if self.uplink._flush(now):
+            # Broken, or attached to another peer: there is nothing that could be read any more, and nobody to wait for.
+            if self.uplink._flush(now) or self.uplink.broken or self.uplink.out_start == self.uplink.out_end:
                 self._wake(NULL)
         if self.capture is not None:
             self.capture._flush()
@@ -283,13 +285,17 @@ cdef class Switch(Forwarding):
 
     cdef void _posted(self, void *at, uint64_t now) noexcept nogil:
         """A queue's frontend may have posted buffers: deliver what waits for them, and let senders go on."""
+        cdef bint posted = (<VifQueue>at).rx_event
+        cdef uint32_t waited = (<VifQueue>at).waiting_frames
         (<VifQueue>at).rx_event = False
         (<VifQueue>at)._look_rx(now)
         if (<VifQueue>at).first != NULL:
             self._touch(at)
             (<VifQueue>at)._deliver_waiting(now)
             self._push_touched()
-        self._wake(at)
+        # Not for nothing: more senders than have a turn in one run would keep it going, each waking the others.
+        if posted or (<VifQueue>at).waiting_frames != waited:
+            self._wake(at)
 
     cdef uint64_t _patience(self, void *blocker) noexcept nogil:
         """Until when senders wait for a receiver (NULL: the uplink)."""

@@ -168,6 +168,36 @@ def test_a_receiver_without_buffers_has_a_bounded_queue_and_then_the_sender_wait
     assert receiver.back.waiting_bytes == 0
 
 
+def test_many_who_wait_for_one_receiver_let_the_switch_rest(rig: Rig) -> None:
+    """More of them than there are turns in a run: none is to try again before something happened."""
+    sender, receiver = ready(rig)
+    fill(sender, receiver, 60, 16000)
+    crowd = [rig.vif(queues=8) for _ in range(3)]
+    queues = [(vif, queue) for vif in crowd for queue in vif.queues]
+    for vif, queue in queues:
+        queue.put(*queue.slots_of(vif.frame(receiver, b"", 16000)))
+    rig.settle()
+    assert not any(queue.tx.ready for _, queue in queues)
+    receiver.q.post(200)                        # for all that was kept, and some who waited
+    rig.settle()
+    receiver.received()
+    receiver.q.post(200)
+    rig.settle()
+    assert [queue.statuses(4) for _, queue in queues] == [[OKAY] * 4] * 24
+
+
+def test_a_vif_that_left_waits_for_nobody(rig: Rig) -> None:
+    """Who it waited for may be gone when it joins a switch again."""
+    sender, receiver = ready(rig)
+    fill(sender, receiver, 60, 16000)
+    assert 0 < len(sender.sent()) < 240
+    rig.switch.detach(sender.vif)
+    rig.switch.detach(receiver.vif)
+    rig.switch.attach(sender.vif)
+    rig.settle()
+    assert sender.q.tx.rsp_cons + sender.q.tx.ready == sender.q.tx.req_prod
+
+
 def test_a_receiver_that_does_not_move_is_not_waited_for(rig: Rig) -> None:
     sender, receiver = ready(rig)
     fill(sender, receiver, 60, 16000)

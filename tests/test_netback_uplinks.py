@@ -277,6 +277,31 @@ def test_a_stream_that_is_never_read_is_not_waited_for(directory: Path) -> None:
     close(rig, theirs)
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_whoever_waits_for_a_stream_goes_on_when_it_ends(directory: Path, anew: bool) -> None:
+    rig, theirs = stream(directory)
+    assert rig.uplink
+    vif = rig.vif()
+    theirs.send((60).to_bytes(4, "big") + vif.mac + b"\x02\0\0\0\0\x01" + bytes(48))
+    rig.switch.uplink_event()
+    rig.settle()
+    while vif.q.tx.ready == vif.q.tx.req_prod - vif.q.tx.rsp_cons:
+        vif.sent()
+        vif.put(vif.frame(b"\x02\0\0\0\0\x01", b"", 60000))
+        rig.settle()
+    fd = rig.uplink.fd
+    if anew:
+        rig.uplink.attach(-1)
+    else:
+        theirs.close()
+        rig.switch.uplink_event()
+    rig.settle()                                # and no time passes
+    assert vif.sent() == [OKAY] * 15
+    assert rig.uplink.dropped == 1
+    os.close(fd)
+    theirs.close()
+
+
 def test_frames_in_wait_for_a_vif_as_a_vifs_do(directory: Path) -> None:
     rig, theirs = stream(directory)
     assert rig.uplink
