@@ -65,6 +65,7 @@ def netboot(tmp_path_factory: pytest.TempPathFactory) -> Netboot:
 def tshark(capture: Path, display: str) -> list[str]:
     """The frames of a capture that a display filter leaves, a line each: source and length; checksums are looked at."""
     checks = [f"-o{protocol}.check_checksum:TRUE" for protocol in ("ip", "udp", "tcp")]
+    checks.append("-otcp.desegment_tcp_streams:FALSE")          # frame by frame: what was sent twice is not malformed
     done = subprocess.run(
         ["tshark", "-r", capture, *checks, "-Y", display, "-T", "fields", "-e", "eth.src", "-e", "frame.len"],
         capture_output=True, text=True, check=True,

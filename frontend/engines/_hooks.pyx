@@ -211,6 +211,11 @@ cdef class Watch:
         self.state.running = False
 
     @property
+    def block(self):
+        """The block that is executed: linear address in bits 0-31, bytes above."""
+        return self.state.last & 0xffffffffu | (self.state.end - self.state.last) << 32
+
+    @property
     def shadow(self):
         """Whether the run stopped where no interrupt may be taken, whatever EFLAGS.IF says."""
         return self.state.shadow != 0

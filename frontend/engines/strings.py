@@ -25,6 +25,7 @@ SEGMENTS: Final = {
 }
 INS: Final = frozenset({0x6C, 0x6D})
 OUTS: Final = frozenset({0x6E, 0x6F})
+OPCODES: Final = INS | OUTS
 LONGEST: Final = 15  # bytes of an instruction
 MOST: Final = 1 << 16  # elements of one exit: in between interrupts can be taken, as by a processor
 

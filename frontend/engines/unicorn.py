@@ -27,6 +27,7 @@ CR0_AT_RESET: Final = 0x60000010
 CR0_PG: Final = 1 << 31
 STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.WINDOW}
 EXCEPTIONS: Final = 32
+STRING_BLOCKS: Final = 1 << 14          # that are remembered
 CPUID: Final = b"\x0f\xa2"
 FEATURES: Final = 1                     # CPUID leaf
 SEP: Final = 1 << 11                    # its EDX: SYSENTER and SYSEXIT
@@ -77,6 +78,7 @@ class UnicornEngine:
         self._pieces: list[tuple[int, int, int]] = []       # memory shown to the guest in the holes: what is to be
         self._shown: list[tuple[int, int, int]] = []        # and what is
         self._rom_stores: list[tuple[int, bytes]] = []      # what stores to ROM since the last stop wrote over
+        self._string_blocks: dict[int, bool] = {}
         self._msrs: set[int] = set()
         self._uc = uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
         # A processor that does not promise the long mode that this engine does not have.
@@ -168,7 +170,7 @@ class UnicornEngine:
 
     # -- exits
     def _in(self, uc: Uc, port: int, size: int, _: object) -> int:
-        string = strings.find_string(uc, self._cpu, size, strings.INS)
+        string = strings.find_string(uc, self._cpu, size, strings.INS) if self._may_be_string() else None
         if string and self._is_ram(string, size) and self._handler.pio_in_string(port, size, string.count, string.gpa):
             self.forget_code(string.gpa, string.count * size)
             string.advance(uc, size)
@@ -177,11 +179,30 @@ class UnicornEngine:
         return self._handler.pio_in(port, size)
 
     def _out(self, uc: Uc, port: int, size: int, value: int, _: object) -> None:
-        string = strings.find_string(uc, self._cpu, size, strings.OUTS)
+        string = strings.find_string(uc, self._cpu, size, strings.OUTS) if self._may_be_string() else None
         if string and self._is_ram(string, size) and self._handler.pio_out_string(port, size, string.count, string.gpa):
             string.advance(uc, size)
         else:
             self._handler.pio_out(port, size, value & (1 << 8 * size) - 1)
+
+    def _may_be_string(self) -> bool:
+        """Whether the block that is executed has a byte that INS or OUTS have: to look at the registers costs ten times as
+        much. Were its code another one meanwhile, elements would come one by one, as Unicorn calls."""
+        block = self._watch.block
+        known = self._string_blocks.get(block)
+        if known is None:
+            if len(self._string_blocks) >= STRING_BLOCKS:
+                self._string_blocks.clear()
+            code = self._read_code(block & 0xFFFFFFFF, block >> 32)
+            known = self._string_blocks[block] = not code or not strings.OPCODES.isdisjoint(code)
+        return known
+
+    def _read_code(self, linear: int, size: int) -> bytes:
+        """Code as the guest sees it; empty when it cannot be had."""
+        code = ctypes.create_string_buffer(size)
+        start, count = ctypes.c_uint64(linear), ctypes.c_size_t(size)
+        status = uclib.uc_vmem_read(self._uc._uch, start, uc_const.UC_PROT_EXEC, code, count) if size else 1
+        return b"" if status else code.raw
 
     def _is_ram(self, string: strings.StringIO, size: int) -> bool:
         end = string.gpa + string.count * size
@@ -270,6 +291,7 @@ class UnicornEngine:
             self._forget_all = False
             self._uc.ctl_flush_tb()
             self._watch.forget_code()
+            self._string_blocks.clear()
         watch.stopped = STOP_NONE
         watch.deadline_ns = deadline_ns
         self._running = True
@@ -310,6 +332,7 @@ class UnicornEngine:
         """Drop translated blocks of a range of RAM."""
         if not self._watch.holds_code(gpa, size):
             return
+        self._string_blocks.clear()
         if self._uc.reg_read(x86.UC_X86_REG_CR0) & CR0_PG:
             # Unicorn's call takes a linear address, looks it up, and leaves a page fault for the guest when it is not mapped.
             self.forget_all_code()
