@@ -10,8 +10,9 @@ from miniguest.frontend.bus import MEMORY, PORT, Bus, InterruptLines
 from miniguest.frontend.consfront import Consfront
 from miniguest.frontend.devices.device import Disk
 from miniguest.frontend.netfront import Netfront
-from miniguest.frontend.network_card import CardPlan
-from miniguest.frontend.own_devices import connect_disks, connect_vifs
+from miniguest.frontend.netfront_xenbus import parse_mac
+from miniguest.frontend.network_card import CardPlan, Unplugged
+from miniguest.frontend.own_devices import connect_disks, connect_vifs, vif_handles
 from miniguest.frontend.pages import Pages
 from miniguest.frontend.pc import Pc, Surroundings
 from miniguest.ring import _core
@@ -97,7 +98,7 @@ class MiniGuest:
         self._grants = Grants(own)
         self.disks = connect_disks(process, self.store, self._pages, self._grants)
         vifs = connect_vifs(process, self.store, self._pages, self._grants)
-        self._cards = [self._plan_card(memory, handle, vif) for handle, vif in sorted(vifs.items())]
+        self._cards = [self._plan_card(memory, handle, vifs.get(handle)) for handle in vif_handles(self.store)]
         self._boot = self.store.read_text(f"device-model/{target}/boot")
         self._target_memory = TargetMemory(memory)
         self._console = self._connect_console(own)
@@ -108,12 +109,14 @@ class MiniGuest:
         for vif in vifs.values():
             vif.start()
 
-    def _plan_card(self, memory: Memory, handle: int, vif: Netfront) -> CardPlan:
+    def _plan_card(self, memory: Memory, handle: int, vif: Netfront | None) -> CardPlan:
+        path = f"device/vif/{handle}"
+        plugged = vif or Unplugged(parse_mac(Keys(self.store, path).text("mac"), path))
         keys = Keys(self.store, f"device-model/{self._target}/card/{handle}")
         frame, size = keys.number("rom-frame"), keys.number("rom-size")
         rom = bytes(memory.frames(frame, -(-size // FRAME_SIZE))[:size]) if size else b""
         counters = CardCounters(card_counters_path(self._process.runtime, self._target, handle))
-        return CardPlan(keys.text("model"), vif, counters, rom, frame)
+        return CardPlan(keys.text("model"), plugged, counters, rom, frame)
 
     def _make_pc(self) -> Pc:
         disks: dict[str, Disk] = dict(self.disks)

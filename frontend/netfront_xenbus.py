@@ -22,6 +22,13 @@ _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 log = logging.getLogger(__name__)
 
 
+def parse_mac(mac: str, path: str) -> bytes:
+    """The six bytes of `path`/mac. PeerError when it is another thing."""
+    if not _MAC.fullmatch(mac):
+        raise PeerError(f"{path}/mac is {mac[:32]!r}, not an Ethernet address")
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 class NetfrontDevice(FrontendDevice):
     """One virtual network interface of the process's domain; `path` is its directory, such as "device/vif/0".
 
@@ -87,10 +94,8 @@ class NetfrontDevice(FrontendDevice):
     def connected(self) -> None:
         """Read the vif's properties; it is there from now on."""
         mac = Keys(self.store, self.path).text("mac", "") or Keys(self.store, self.backend).text("mac")
-        if not _MAC.fullmatch(mac):
-            raise PeerError(f"{self.path}/mac is {mac[:32]!r}, not an Ethernet address")
         mtu = Keys(self.store, self.path).number("mtu", MTU, least=68, most=MOST_MTU)
-        address = bytes.fromhex(mac.replace(":", ""))
+        address = parse_mac(mac, self.path)
         self.netfront = Netfront(address, mtu, self._queues, self.broken, self.process.loop.call_soon)
         for index in range(len(self._queues)):
             self._listen(self.netfront, index)

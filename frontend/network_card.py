@@ -36,6 +36,26 @@ class Vif(Wire, Protocol):
     def resume(self) -> None: ...
 
 
+class Unplugged:
+    """The vif of a card whose backend could not be had: it sends nowhere and hears nothing, and the others keep their slots."""
+
+    def __init__(self, mac: bytes) -> None:
+        self.mac = mac
+        self.received: Callable[[bytes], bool] = lambda frame: True
+        self.ready: Callable[[], None] = lambda: None
+        self.keeps = False
+
+    def room(self) -> bool:
+        """Always."""
+        return True
+
+    def send(self, frame: bytes) -> None:
+        """It is lost."""
+
+    def resume(self) -> None:
+        """There is nothing to offer."""
+
+
 @dataclass(frozen=True, slots=True)
 class CardPlan:
     """What a card is made of. rom: the image, empty for none; rom_frame: the first of the frames that hold it."""

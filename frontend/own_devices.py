@@ -37,6 +37,11 @@ def connect_vifs(process: Process, store: Xenstore, pages: Pages, grants: Grants
     return _connect(process, store, "vif", make)
 
 
+def vif_handles(store: Xenstore) -> list[int]:
+    """The handles of the domain's vifs, connected or not."""
+    return sorted(int(name) for name in store.directory("device/vif")) if store.exists("device/vif") else []
+
+
 def _connect(process: Process, store: Xenstore, kind: str, make: Make[_T]) -> dict[int, _T]:
     found: dict[int, _T] = {}
     waiting: set[int] = set()

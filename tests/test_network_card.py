@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from cards import Memory
 
 from miniguest.frontend import network_card
 from miniguest.frontend.bus import MEMORY, PORT, Bus, InterruptLines
 from miniguest.frontend.devices.device import nothing
 from miniguest.frontend.devices.fw_cfg import FwCfg
 from miniguest.frontend.devices.pci_function import COMMAND, ROM_BAR, Bar, Identity, PciFunction
-from miniguest.frontend.network_card import CardPlan, NetworkCard, card_names
+from miniguest.frontend.network_card import CardPlan, NetworkCard, Unplugged, card_names
 from miniguest.frontend.pc import Pc, Surroundings
 from miniguest.ring.card_counters import CardCounters, card_counters_path, read_card_counters
 from miniguest.ring.errors import HypercallError
@@ -461,3 +462,18 @@ def test_frames_that_came_while_it_was_off_are_not_kept(tmp_path: Path, model: s
     machine.vifs[0].space = 0
     machine.vifs[0].ready()
     assert machine.vifs[0].sent == []
+
+
+def test_a_card_without_a_vif_keeps_its_slot_and_hears_nothing(tmp_path: Path) -> None:
+    vif = Unplugged(MACS[1])
+    card = NetworkCard(
+        CardPlan("rtl8139", vif, CardCounters(tmp_path / "counters")), Memory(), lambda: 0, lambda *_: None,
+        lambda level: None, lambda vector: None,
+    )
+    windows = card.windows()
+    registers = windows[1, "memory"][0]
+    assert bytes(registers.read(index, 1) for index in range(6)) == MACS[1]
+    assert vif.room() and not vif.keeps
+    vif.send(FRAME)
+    vif.resume()
+    card.settle()
