@@ -58,6 +58,7 @@ class Netfront:
         self._later = later
         self._started = self._unfinished = False
         self._dead = False
+        self._warned = False                    # of frames that the backend does not take
         self._full = False                      # somebody waits for room
         self._kept: deque[bytes] = deque()
 
@@ -101,7 +102,9 @@ class Netfront:
         try:
             queue.transmit.put_frame(frame)
         except ValueError as error:
-            log.warning("dropped: %s", error)
+            if not self._warned:                # once: a guest may send such for ever
+                self._warned = True
+                log.warning("dropped, as is every other such one: %s", error)
             return
         if queue.transmit.push():
             queue.transmit_port.notify()
