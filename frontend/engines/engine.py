@@ -45,6 +45,12 @@ class ExitHandler(Protocol):
     def msr(self, index: int, write: bool, value: int) -> None:
         """RDMSR or WRMSR, told before it is executed; `value` is what WRMSR writes."""
 
+    def answer(self) -> int:
+        """The answer of the exit that the exit path has started (miniguest.ring._core.EXIT_STARTED)."""
+
+    def look(self) -> None:
+        """The exit path answered an exit, and something else is to be taken up (EXIT_NEWS)."""
+
 
 class Engine(Protocol):
     """A vCPU. RAM is a shared mapping given at construction."""
