@@ -180,11 +180,13 @@ class MiniGuest:
         """A request that is no single access, or none at all."""
         if isinstance(request, int):
             # NONE and IORESP_READY are not told. We leave no request INPROCESS behind us.
-            return self._crash(f"ioreq state {request} of vCPU {vcpu}")
+            self._crash(f"ioreq state {request} of vCPU {vcpu}")
+            return None
         type_, address, data, count, size, direction, is_pointer, downwards = request
         kind = SPACES.get(type_)
         if kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS:
-            return self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
+            self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
+            return None
         answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
         if self._resetting:
             self._finish_reset()

@@ -194,7 +194,9 @@ cdef class ExitPath:
         """
         if size not in (1, 2, 4, 8):
             raise ValueError(f"an access of {size} bytes")
-        cdef int how = self._run(kind, address, size, &value)
+        cdef int how
+        with nogil:
+            how = self._run(kind, address, size, &value)
         return how, value
 
     def finish(self):
