@@ -4,6 +4,7 @@ Guest n (from 0) is domain 2n + 1 and its mini-guest domain 2n + 2. Whatever hap
 dies the supervisor ends the others, and when the supervisor itself is killed the hypervisor does.
 """
 import contextlib
+import gc
 import os
 import sys
 import termios
@@ -89,6 +90,10 @@ class Supervisor:
         self._console_fd = os.dup(console.fileno())
         self._children = Children(runtime)
         self._guests: list[Running] = []
+        vcpu.prepare()
+        # What was imported is never garbage. A child whose collector looked at it would have a copy of its own of all of it.
+        gc.collect()
+        gc.freeze()
 
     # -- start
     def start_dom0(self, undo: ExitStack) -> None:
@@ -111,8 +116,14 @@ class Supervisor:
 
     def start_guests(self) -> None:
         """Make the guests of the topology and start their processes, the vCPUs last."""
-        for index, guest in enumerate(self._topology.guest):
-            self._start_guest(guest, 2 * index + 1, 2 * index + 2)
+        for guest in self._topology.guest:
+            self.add_guest(guest)
+
+    def add_guest(self, guest: Guest) -> int:
+        """Make one more guest and start its processes; its domain. ProcessDied when one ends while starting."""
+        domid = 2 * len(self._guests) + 1
+        self._start_guest(guest, domid, domid + 1)
+        return domid
 
     def _xenstored(self, ready: Callable[[], None]) -> None:
         with self._process("xenstored", 0, 0) as process:

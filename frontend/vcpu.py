@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from miniguest.frontend.devices.device import Device
+from miniguest.frontend.engines import unicorn
 from miniguest.frontend.engines.engine import Engine, Stop
 from miniguest.frontend.engines.unicorn import UnicornEngine
 from miniguest.frontend.platform import Platform
@@ -317,6 +318,11 @@ class Vcpu:
             self._tick()
             self.look()
         self._count_only(ExitKind.HLT, 0, now_ns() - start)
+
+
+def prepare() -> None:
+    """Find out what every vCPU of this machine needs to know: children that are forked later need not."""
+    unicorn.prepare()
 
 
 def main(process: Process, index: int, firmware: Path) -> Ended:

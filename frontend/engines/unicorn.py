@@ -6,6 +6,7 @@ One vCPU: its locked instructions are not atomic between processes. No long mode
 import ctypes
 import mmap
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 from unicorn import Uc, UcError
@@ -16,7 +17,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from miniguest.frontend.engines import delivery, strings
 from miniguest.frontend.engines._hooks import STOP_KICK, STOP_NONE, STOP_TIMER, STOP_WINDOW, Watch
 from miniguest.frontend.engines.engine import ExitHandler, Stop
-from miniguest.frontend.engines.exception_state import take_error_code
+from miniguest.frontend.engines.exception_state import layout, take_error_code
 from miniguest.frontend.engines.unicorn_cpu import DATA_SEGMENTS, UnicornCpu
 from miniguest.ring._core import ExitPath
 
@@ -48,6 +49,7 @@ def _pieces_and_gaps(pieces: list[tuple[int, int, int]], start: int, end: int) -
         yield start, end - start
 
 
+@cache
 def native_cpuid(leaf: int) -> tuple[int, int, int, int]:
     """EAX, EBX, ECX and EDX of Unicorn's own CPUID."""
     uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
@@ -59,6 +61,12 @@ def native_cpuid(leaf: int) -> tuple[int, int, int, int]:
     registers = (x86.UC_X86_REG_EAX, x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX, x86.UC_X86_REG_EDX)
     eax, ebx, ecx, edx = (uc.reg_read(register) for register in registers)
     return eax, ebx, ecx, edx
+
+
+def prepare() -> None:
+    """Find out what Unicorn does not tell: for this process, and those that it will fork."""
+    native_cpuid(FEATURES)
+    layout()
 
 
 class UnicornEngine:
