@@ -8,13 +8,14 @@ from typing import Final
 
 from miniguest.frontend.bus import MEMORY, PORT, Bus, InterruptLines
 from miniguest.frontend.consfront import Consfront
-from miniguest.frontend.devices.device import Disk
+from miniguest.frontend.devices.device import Disk, GuestMemory
 from miniguest.frontend.netfront import Netfront
 from miniguest.frontend.netfront_xenbus import parse_mac
 from miniguest.frontend.network_card import CardPlan, Unplugged
 from miniguest.frontend.own_devices import connect_disks, connect_vifs, vif_handles
 from miniguest.frontend.pages import Pages
 from miniguest.frontend.pc import Pc, Surroundings
+from miniguest.frontend.stepped import CountedDisk, NotedMemory, Outstanding, StepTimers
 from miniguest.ring import _core
 from miniguest.ring.abi.hvm_params import HVM_PARAM_CONSOLE_EVTCHN
 from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
@@ -22,6 +23,7 @@ from miniguest.ring.abi.ioreq import (
     IOREQ_READ,
     IOREQ_TYPE_COPY,
     IOREQ_TYPE_PIO,
+    IOREQ_TYPE_TIMEOFFSET,
     STATE_IOREQ_NONE,
     STATE_IORESP_READY,
 )
@@ -29,11 +31,13 @@ from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN
 from miniguest.ring.card_counters import CardCounters, card_counters_path
 from miniguest.ring.events import Port
 from miniguest.ring.grants import Grants
+from miniguest.ring.guest_clock import GuestClock
 from miniguest.ring.lines import LineDriver
 from miniguest.ring.memory import FRAME_SIZE, Memory
 from miniguest.ring.messages import MessageSender
 from miniguest.ring.modified import ModifiedWriter
 from miniguest.ring.process import Process
+from miniguest.ring.ram_notes import NoteWriter, notes_path
 from miniguest.ring.xenbus import Keys
 
 SPACES: Final = {IOREQ_TYPE_PIO: PORT, IOREQ_TYPE_COPY: MEMORY}
@@ -92,6 +96,10 @@ class MiniGuest:
         self._messages = MessageSender(memory.frame(memory.special("irq_lines")))
         self._answering = False
         self._resetting = False
+        self._clock = GuestClock(memory.frame(memory.special("hypervisor_info")))
+        self._timers = StepTimers(self._clock) if self._clock.stepped else None
+        self._outstanding = Outstanding(self._release)
+        self._held: tuple[int, int] | None = None       # (vCPU, answer) that waits for the disks
         own = process.memory(process.domid)
         self.store = process.xenstore()
         self._pages = Pages(own)
@@ -100,12 +108,17 @@ class MiniGuest:
         vifs = connect_vifs(process, self.store, self._pages, self._grants)
         self._cards = [self._plan_card(memory, handle, vifs.get(handle)) for handle in vif_handles(self.store)]
         self._boot = self.store.read_text(f"device-model/{target}/boot")
-        self._target_memory = TargetMemory(memory)
+        self._notes = _note_writer(process, target)
+        plain = TargetMemory(memory)
+        self._target_memory: GuestMemory = NotedMemory(plain, self._notes) if self._notes else plain
         self._console = self._connect_console(own)
         self._lines = InterruptLines(self._set_line)
-        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, process.loop, time.monotonic_ns)
+        timers = self._timers or process.loop
+        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, timers, self._clock.now)
         self._vcpus = vcpus
         self.pc = self._make_pc()
+        if self._timers:
+            self._timers.publish()
         for vif in vifs.values():
             vif.start()
 
@@ -120,12 +133,14 @@ class MiniGuest:
 
     def _make_pc(self) -> Pc:
         disks: dict[str, Disk] = dict(self.disks)
+        if self._timers:
+            disks = {vdev: CountedDisk(disk, self._outstanding) for vdev, disk in disks.items()}
         ram_size = self._process.memory(self._target).ram_size
         return Pc(self._surroundings(), ram_size, self._vcpus, disks, self._cards, self._boot)
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
-            bus=self._bus, lines=self._lines, memory=self._target_memory, clock=time.monotonic_ns, wall=time.time,
+            bus=self._bus, lines=self._lines, memory=self._target_memory, clock=self._clock.now, wall=self._clock.wall,
             power_off=lambda: self._shutdown(SHUTDOWN_poweroff), reset=self._reset,
             console=self._console.send, debug=lambda line: console_log.info("%s", line.decode("latin-1").rstrip()),
             message=self._send_message,
@@ -175,17 +190,41 @@ class MiniGuest:
             return
         type_, address, data, count, size, direction, is_pointer, downwards = request
         kind = SPACES.get(type_)
+        if type_ == IOREQ_TYPE_TIMEOFFSET and self._timers:
+            self._answering = True
+            self._timers.run()          # all that is asked for
+            self._answered(index, 0)
+            return
         if kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS:
             self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
             return
         self._answering = True
+        if self._timers:
+            self._timers.run()          # what time brought is there before the access
         answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
         if self._resetting:
             self._finish_reset()
+        self._answered(index, answer)
+
+    def _answered(self, index: int, answer: int) -> None:
+        """Complete a request: at once, or when the disks have done what it asked of them if the clock is stepped."""
+        if self._outstanding.count:
+            self._held = (index, answer)
+            return
         self._answering = False
-        slot.complete(answer)
+        if self._timers:
+            self._timers.publish()
+        if self._notes:
+            self._notes.flush()
+        self._slots[index].complete(answer)
         self._ports[index].notify()
         self._console.feed()
+
+    def _release(self) -> None:
+        """The disks have answered everything."""
+        if self._held:
+            held, self._held = self._held, None
+            self._answered(*held)
 
     def _answer(
         self, kind: int, address: int, data: int, count: int, size: int, direction: int, is_pointer: bool, downwards: bool
@@ -234,6 +273,12 @@ class MiniGuest:
             self._process.loop.turn(0.05)
 
 
+def _note_writer(process: Process, target: int) -> NoteWriter | None:
+    """What is told of the guest's RAM when somebody records its run."""
+    path = notes_path(process.runtime, target)
+    return NoteWriter(path) if path.exists() else None
+
+
 def main(process: Process, target: int, vcpus: int) -> None:
     """Be the device model of domain `target` until the loop is stopped. In xenstore, `state` says when it is ready."""
     guest = MiniGuest(process, target, vcpus)
@@ -241,5 +286,3 @@ def main(process: Process, target: int, vcpus: int) -> None:
     process.loop.run()
     process.loop.stopping = False
     guest.drain()
-
-
