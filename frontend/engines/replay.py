@@ -6,7 +6,7 @@ guest's clock is set to the times of the trace, and interrupts are taken where t
 import mmap
 from collections import deque
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 from miniguest.frontend.engines.engine import ExitHandler, Stop
 from miniguest.frontend.engines.trace import (
@@ -30,6 +30,7 @@ STOPS: Final = {
     StopKind.CRASH: Stop.CRASH,
 }
 FROM_OUTSIDE: Final = ("TIMEOUT", "STOPPED")      # ends that no guest makes
+_E = TypeVar("_E", Exit, Stopped, Ready, Interrupt, Reset)
 SHOWN: Final = 16                       # bytes of RAM in a message
 
 
@@ -51,13 +52,15 @@ class Tape:
             self._times.extend(self._next.times)
         return self._next
 
-    def take(self, what: str) -> Event:
-        """Go past the next event; `what`: what happened instead, when it is not time for it."""
+    def take(self, kind: type[_E], what: str) -> _E:
+        """Go past the next event, which must be of this kind; `what`: what happened, for the message when it is not."""
         event = self.peek()
         if self._times:
             raise self.difference(f"the clock was set {len(self._times)} times more", what)
         if isinstance(event, End):
             self._at_end(event, what)
+        if not isinstance(event, kind):
+            raise self.difference(_say(event), what)
         self._next = None
         self.played += 1
         return event
@@ -142,9 +145,7 @@ class ReplayEngine:
         """Play exits up to where the recorded engine stopped. Difference at the first answer that is another one."""
         while isinstance(event := self._tape.peek(), Exit):
             self._play(event)
-        event = self._tape.take("the engine ran")
-        if not isinstance(event, Stopped):
-            raise self._tape.difference(_say(event), "the engine ran")
+        event = self._tape.take(Stopped, "the engine ran")
         self.crash = event.crash
         return STOPS[event.stop]
 
@@ -159,7 +160,7 @@ class ReplayEngine:
             got = self._ask(event)
             if got != expected:
                 raise self._tape.difference(f"{event} gave {_hex(expected)}", f"it gave {_hex(got)}")
-        self._tape.take("an exit")
+        self._tape.take(Exit, "an exit")
 
     def _ask(self, event: Exit) -> int | tuple[int, int, int, int] | None:
         handler = self._handler
@@ -200,22 +201,18 @@ class ReplayEngine:
 
     def interruptible(self) -> bool:
         """As Engine: what the recorded engine said."""
-        event = self._tape.take("an interrupt is to be taken, or the guest halted")
-        if not isinstance(event, Ready):
-            raise self._tape.difference(_say(event), "an interrupt is to be taken, or the guest halted")
-        return event.answer
+        return self._tape.take(Ready, "an interrupt is to be taken, or the guest halted").answer
 
     def interrupt(self, vector: int) -> None:
         """As Engine: the recorded guest must have taken the same one here."""
-        event = self._tape.take(f"interrupt {vector:#x}")
-        if not isinstance(event, Interrupt) or event.vector != vector:
+        event = self._tape.peek()
+        if isinstance(event, Interrupt) and event.vector != vector:
             raise self._tape.difference(_say(event), f"interrupt {vector:#x}")
+        self._tape.take(Interrupt, f"interrupt {vector:#x}")
 
     def reset(self) -> None:
         """As Engine."""
-        event = self._tape.take("reset")
-        if not isinstance(event, Reset):
-            raise self._tape.difference(_say(event), "reset")
+        self._tape.take(Reset, "reset")
 
     def want_interrupt(self, wanted: bool) -> None:
         """Nothing: the trace says where interrupts were taken."""
