@@ -98,8 +98,7 @@ class MiniGuest:
         self._resetting = False
         self._clock = GuestClock(memory.frame(memory.special("hypervisor_info")))
         self._timers = StepTimers(self._clock) if self._clock.stepped else None
-        self._outstanding = Outstanding(self._release)
-        self._held: tuple[int, int] | None = None       # (vCPU, answer) that waits for the disks
+        self._outstanding = Outstanding()
         own = process.memory(process.domid)
         self.store = process.xenstore()
         self._pages = Pages(own)
@@ -117,8 +116,7 @@ class MiniGuest:
         self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, timers, self._clock.now)
         self._vcpus = vcpus
         self.pc = self._make_pc()
-        if self._timers:
-            self._timers.publish()
+        self._settle()
         for vif in vifs.values():
             vif.start()
 
@@ -190,41 +188,36 @@ class MiniGuest:
             return
         type_, address, data, count, size, direction, is_pointer, downwards = request
         kind = SPACES.get(type_)
-        if type_ == IOREQ_TYPE_TIMEOFFSET and self._timers:
-            self._answering = True
-            self._timers.run()          # all that is asked for
-            self._answered(index, 0)
-            return
-        if kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS:
+        only_time = type_ == IOREQ_TYPE_TIMEOFFSET and self._timers is not None
+        if not only_time and (kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS):
             self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
             return
         self._answering = True
-        if self._timers:
-            self._timers.run()          # what time brought is there before the access
-        answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
+        self._pass_time()
+        answer = 0
+        if kind is not None:
+            answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
         if self._resetting:
             self._finish_reset()
-        self._answered(index, answer)
-
-    def _answered(self, index: int, answer: int) -> None:
-        """Complete a request: at once, or when the disks have done what it asked of them if the clock is stepped."""
-        if self._outstanding.count:
-            self._held = (index, answer)
-            return
+        self._settle()
         self._answering = False
-        if self._timers:
-            self._timers.publish()
-        if self._notes:
-            self._notes.flush()
-        self._slots[index].complete(answer)
+        slot.complete(answer)
         self._ports[index].notify()
         self._console.feed()
 
-    def _release(self) -> None:
-        """The disks have answered everything."""
-        if self._held:
-            held, self._held = self._held, None
-            self._answered(*held)
+    def _pass_time(self) -> None:
+        """Under a stepped clock: what time brought is there before the access."""
+        if self._timers:
+            self._timers.run()
+
+    def _settle(self) -> None:
+        """Under a stepped clock: all that a request leads to has happened before it is answered. And who records is told."""
+        if self._timers:
+            while self._outstanding.count and not self._process.loop.stopping:
+                self._process.loop.turn()
+            self._timers.publish()
+        if self._notes:
+            self._notes.flush()
 
     def _answer(
         self, kind: int, address: int, data: int, count: int, size: int, direction: int, is_pointer: bool, downwards: bool

@@ -47,21 +47,10 @@ class StepTimers:
 
 
 class Outstanding:
-    """How many disk requests are under way. none_left: called whenever the last of them ended."""
+    """How many disk requests are under way."""
 
-    def __init__(self, none_left: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self._none_left = none_left
-
-    def began(self) -> None:
-        """One more."""
-        self.count += 1
-
-    def ended(self) -> None:
-        """One less; to be called after its callback, which may begin another."""
-        self.count -= 1
-        if not self.count:
-            self._none_left()
 
 
 class CountedDisk:
@@ -83,11 +72,11 @@ class CountedDisk:
 
     def read(self, sector: int, count: int, done: Callable[[bytes | None], None]) -> None:
         """As Disk.read."""
-        self._outstanding.began()
+        self._outstanding.count += 1
 
         def answered(data: bytes | None) -> None:
-            done(data)
-            self._outstanding.ended()
+            done(data)                  # which may begin another: so they are never none in between
+            self._outstanding.count -= 1
 
         self._disk.read(sector, count, answered)
 
@@ -100,11 +89,11 @@ class CountedDisk:
         self._disk.flush(self._counted(done))
 
     def _counted(self, done: Callable[[bool], None]) -> Callable[[bool], None]:
-        self._outstanding.began()
+        self._outstanding.count += 1
 
         def answered(good: bool) -> None:
             done(good)
-            self._outstanding.ended()
+            self._outstanding.count -= 1
 
         return answered
 
