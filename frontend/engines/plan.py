@@ -3,7 +3,7 @@ import logging
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from miniguest.frontend.engines.engine import Engine, ExitHandler
 from miniguest.frontend.engines.record import Recorder, RecordingEngine, RecordingHandler, RecordingPace
@@ -29,6 +29,17 @@ class Plan:
 
 
 DEFAULT: Final = Plan("unicorn")
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """An engine whose work virtual time can go by. counts_blocks: Engine.run is then given blocks instead of a time;
+    blocks: of code, executed so far, a u32 that wraps."""
+
+    counts_blocks: bool
+
+    @property
+    def blocks(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +86,9 @@ def _engine(plan: Plan, seat: Seat, handler: ExitHandler) -> tuple[Engine, Pace 
     engine = _processor(plan, seat, handler)
     if not seat.stepped:
         return engine, None
-    if plan.virtual:
-        return engine, VirtualPace(lambda: getattr(engine, "blocks", 0))
+    if plan.virtual and isinstance(engine, Counting):
+        engine.counts_blocks = True
+        return engine, VirtualPace(lambda: engine.blocks)
     return engine, RealPace(_core.now_ns)
 
 

@@ -73,6 +73,7 @@ class UnicornEngine:
         self._ram = ram
         self._ram_size = ram_size
         self._firmware = firmware
+        self.counts_blocks = False      # what `run` is given is then a number of blocks, not a time
         self._running = False
         self._forget_all = False
         self._pieces: list[tuple[int, int, int]] = []       # memory shown to the guest in the holes: what is to be
@@ -293,7 +294,8 @@ class UnicornEngine:
             self._watch.forget_code()
             self._string_blocks.clear()
         watch.stopped = STOP_NONE
-        watch.deadline_ns = deadline_ns
+        watch.deadline_ns = 0 if self.counts_blocks else deadline_ns
+        watch.limit_blocks(deadline_ns if self.counts_blocks else 0)
         self._running = True
         try:
             self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_EIP), 0)
@@ -307,6 +309,11 @@ class UnicornEngine:
         if self.crash:
             return Stop.CRASH
         return STOPS.get(watch.stopped, Stop.HALT)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of code executed so far; a u32 that wraps."""
+        return self._watch.blocks
 
     def _where(self) -> str:
         self._cpu.load()
