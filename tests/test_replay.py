@@ -375,3 +375,19 @@ def test_what_cannot_be_recorded_is_one_line(tmp_path: Path, topology: str, file
     line = line_of(tmp_path, str(tmp_path / "record.toml"), "--record", str(tmp_path / file))
     assert line.startswith(f"miniguest: {tmp_path / file}: --record: {words}")
     assert not (tmp_path / "new").exists()
+
+
+def test_in_virtual_time_every_boot_makes_the_same_exits(place: Path) -> None:
+    """At the same times, with the same answers: the traces of two boots are one."""
+    (place / "virtual.toml").write_text('clock = "virtual"\n' + GUEST)
+    traces = []
+    for name in ("one", "two"):
+        ran = run(place, str(place / "virtual.toml"), "--record", str(place / name), "--timeout", "60")
+        assert (ran.status, ran.guest["ended"]) == (0, "poweroff"), ran.stderr
+        assert ran.guest["exits"]["by_kind"]["hlt"] >= 3
+        traces.append((place / name).read_bytes())
+    assert traces[0] == traces[1]
+    (place / "again.toml").write_text('clock = "virtual"\n' + REPLAY.replace('"trace"', '"one"'))
+    again = run(place, str(place / "again.toml"), "--timeout", "60")
+    assert (again.status, again.guest["ended"]) == (0, "poweroff"), again.stderr
+    assert counted(again) == counted(ran)
