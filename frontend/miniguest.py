@@ -8,13 +8,14 @@ from typing import Final
 
 from miniguest.frontend.bus import MEMORY, PORT, Bus, InterruptLines
 from miniguest.frontend.consfront import Consfront
-from miniguest.frontend.devices.device import Disk
+from miniguest.frontend.devices.device import Disk, GuestMemory
 from miniguest.frontend.netfront import Netfront
 from miniguest.frontend.netfront_xenbus import parse_mac
 from miniguest.frontend.network_card import CardPlan, Unplugged
 from miniguest.frontend.own_devices import connect_disks, connect_vifs, vif_handles
 from miniguest.frontend.pages import Pages
 from miniguest.frontend.pc import Pc, Surroundings
+from miniguest.frontend.stepped import CountedDisk, NotedMemory, Outstanding, StepTimers
 from miniguest.ring import _core
 from miniguest.ring.abi.hvm_params import HVM_PARAM_CONSOLE_EVTCHN
 from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
@@ -22,16 +23,19 @@ from miniguest.ring.abi.ioreq import (
     IOREQ_READ,
     IOREQ_TYPE_COPY,
     IOREQ_TYPE_PIO,
+    IOREQ_TYPE_TIMEOFFSET,
 )
 from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from miniguest.ring.card_counters import CardCounters, card_counters_path
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.grants import Grants
+from miniguest.ring.guest_clock import GuestClock
 from miniguest.ring.lines import LineDriver
 from miniguest.ring.memory import FRAME_SIZE, Memory
 from miniguest.ring.messages import MessageSender
 from miniguest.ring.modified import ModifiedWriter
 from miniguest.ring.process import Process
+from miniguest.ring.ram_notes import NoteWriter, notes_path
 from miniguest.ring.xenbus import Keys
 
 SPACES: Final = {IOREQ_TYPE_PIO: PORT, IOREQ_TYPE_COPY: MEMORY}
@@ -91,6 +95,9 @@ class MiniGuest:
         self._line_driver = LineDriver(memory.frame(memory.special("irq_lines")))
         self._messages = MessageSender(memory.frame(memory.special("irq_lines")))
         self._resetting = False
+        self._clock = GuestClock(memory.frame(memory.special("hypervisor_info")))
+        self._timers = StepTimers(self._clock) if self._clock.stepped else None
+        self._outstanding = Outstanding()
         own = process.memory(process.domid)
         self.store = process.xenstore()
         self._pages = Pages(own)
@@ -99,12 +106,18 @@ class MiniGuest:
         vifs = connect_vifs(process, self.store, self._pages, self._grants)
         self._cards = [self._plan_card(memory, handle, vifs.get(handle)) for handle in vif_handles(self.store)]
         self._boot = self.store.read_text(f"device-model/{target}/boot")
-        self._target_memory = TargetMemory(memory)
+        self._notes = _note_writer(process, target)
+        in_step = self._timers is not None or self._notes is not None
+        self._accesses = (self._read_in_step, self._write_in_step) if in_step else (self._read, self._write)
+        plain = TargetMemory(memory)
+        self._target_memory: GuestMemory = NotedMemory(plain, self._notes) if self._notes else plain
         self._console = self._connect_console(own)
         self._lines = InterruptLines(self._set_line)
-        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, process.loop, time.monotonic_ns)
+        timers = self._timers or process.loop
+        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, timers, self._clock.now)
         self._vcpus = vcpus
         self.pc = self._make_pc()
+        self._settle()
         for vif in vifs.values():
             vif.start()
 
@@ -119,12 +132,14 @@ class MiniGuest:
 
     def _make_pc(self) -> Pc:
         disks: dict[str, Disk] = dict(self.disks)
+        if self._timers:
+            disks = {vdev: CountedDisk(disk, self._outstanding) for vdev, disk in disks.items()}
         ram_size = self._process.memory(self._target).ram_size
         return Pc(self._surroundings(), ram_size, self._vcpus, disks, self._cards, self._boot)
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
-            bus=self._bus, lines=self._lines, memory=self._target_memory, clock=time.monotonic_ns, wall=time.time,
+            bus=self._bus, lines=self._lines, memory=self._target_memory, clock=self._clock.now, wall=self._clock.wall,
             power_off=lambda: self._shutdown(SHUTDOWN_poweroff), reset=self._reset,
             console=self._console.send, debug=lambda line: console_log.info("%s", line.decode("latin-1").rstrip()),
             message=self._send_message,
@@ -165,7 +180,7 @@ class MiniGuest:
         self._requests.connect(index, port)
 
     def _serve(self) -> None:
-        self._requests.serve(self._process.loop.upcall, self._read, self._write, self._other)
+        self._requests.serve(self._process.loop.upcall, *self._accesses, self._other)
         self._console.feed()
 
     def _read(self, type_: int, address: int, size: int) -> int:
@@ -176,6 +191,17 @@ class MiniGuest:
         if self._resetting:
             self._finish_reset()
 
+    def _read_in_step(self, type_: int, address: int, size: int) -> int:
+        self._pass_time()
+        value = self._read(type_, address, size)
+        self._settle()
+        return value
+
+    def _write_in_step(self, type_: int, address: int, size: int, value: int) -> None:
+        self._pass_time()
+        self._write(type_, address, size, value)
+        self._settle()
+
     def _other(self, vcpu: int, request: tuple[int, int, int, int, int, int, int, int] | int) -> int | None:
         """A request that is no single access, or none at all."""
         if isinstance(request, int):
@@ -184,13 +210,32 @@ class MiniGuest:
             return None
         type_, address, data, count, size, direction, is_pointer, downwards = request
         kind = SPACES.get(type_)
-        if kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS:
+        only_time = type_ == IOREQ_TYPE_TIMEOFFSET and self._timers is not None
+        if not only_time and (kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS):
             self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
             return None
-        answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
+        self._pass_time()
+        answer = 0
+        if kind is not None:
+            answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
         if self._resetting:
             self._finish_reset()
+        self._settle()
         return answer
+
+    def _pass_time(self) -> None:
+        """Under a stepped clock: what time brought is there before the access."""
+        if self._timers:
+            self._timers.run()
+
+    def _settle(self) -> None:
+        """Under a stepped clock: all that a request leads to has happened before it is answered. And who records is told."""
+        if self._timers:
+            while self._outstanding.count and not self._process.loop.stopping:
+                self._process.loop.turn()
+            self._timers.publish()
+        if self._notes:
+            self._notes.flush()
 
     def _answer(
         self, kind: int, address: int, data: int, count: int, size: int, direction: int, is_pointer: bool, downwards: bool
@@ -242,6 +287,12 @@ class MiniGuest:
             self._process.loop.turn(0.05)
 
 
+def _note_writer(process: Process, target: int) -> NoteWriter | None:
+    """What is told of the guest's RAM when somebody records its run."""
+    path = notes_path(process.runtime, target)
+    return NoteWriter(path) if path.exists() else None
+
+
 def main(process: Process, target: int, vcpus: int) -> None:
     """Be the device model of domain `target` until the loop is stopped. In xenstore, `state` says when it is ready."""
     guest = MiniGuest(process, target, vcpus)
@@ -249,5 +300,3 @@ def main(process: Process, target: int, vcpus: int) -> None:
     process.loop.run()
     process.loop.stopping = False
     guest.drain()
-
-

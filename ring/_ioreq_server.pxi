@@ -39,7 +39,8 @@ cdef class IoreqServer(IoreqWatch):
         return self.vcpus
 
     cdef bint hit(self) noexcept nogil:
-        return self._next() != self.vcpus
+        # What the device model waits for while it answers is something else.
+        return not self.answering and self._next() != self.vcpus
 
     def serve(self, Upcall upcall not None, read, write, other):
         """Answer what is asked, and what comes soon after; the number of requests.

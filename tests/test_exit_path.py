@@ -179,10 +179,10 @@ def test_a_watch_has_room_for_so_many_ports(ends: Ends) -> None:
 def test_news_are_told_once(ends: Ends, news: str) -> None:
     ends.row(ExitKind.PIO_IN, 0x80, 1)
     ends.path.channel = ends.channel
+    where = {"line": (ends.lines, 5), "message": (ends.lines, 16), "frame": (ends.modified, 0), "shutdown": (ends.info, 448)}
     ends.upcall.spin_ns = ends.upcall.late_yield_ns = 30_000_000_000
     for told in (EXIT_NEWS, EXIT_DONE):
         if told == EXIT_NEWS:
-            where = {"line": (ends.lines, 5), "message": (ends.lines, 16), "frame": (ends.modified, 0), "shutdown": (ends.info, 448)}
             store64(*where[news], 1)
         assert answered_meanwhile(ends) == (EXIT_NEWS if news == "shutdown" else told)
 

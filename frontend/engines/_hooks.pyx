@@ -5,7 +5,7 @@ hold translated code, the search for RDMSR and WRMSR), at exits, and at every pa
 Unicorn itself is reached through function addresses, so that this file needs none of its headers to build.
 """
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 cdef extern from *:
@@ -60,7 +60,10 @@ cdef struct State:
     uint8_t *code_frames       # a bit for each frame that code was translated from
     uint8_t *upcall
     uint64_t deadline_ns
-    uint32_t blocks
+    uint32_t blocks            # looked at
+    uint32_t executed          # blocks; those that were stopped before are looked at again
+    uint32_t limit             # when `limited`: the count of executed blocks to stop at
+    uint8_t limited
     uint8_t stopped
     uint8_t want_interrupt
     uint8_t request
@@ -139,13 +142,15 @@ cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noex
         state.stopped = STOP_KICK
     elif state.want_interrupt and opens_window(uc, state):
         state.stopped = STOP_WINDOW
-    elif not state.blocks & PATIENCE and state.deadline_ns and monotonic_ns() >= state.deadline_ns:
+    elif (state.limited and <int32_t>(state.executed - state.limit) >= 0) or (
+            not state.blocks & PATIENCE and state.deadline_ns and monotonic_ns() >= state.deadline_ns):
         state.shadow = in_shadow(uc, state, address)
         state.stopped = STOP_TIMER
     if state.stopped:
         state.emu_stop(uc)
     else:
         state.shadow = False
+        state.executed += 1
         state.last = address
         state.end = address + size
 
@@ -335,3 +340,13 @@ cdef class Watch:
     @deadline_ns.setter
     def deadline_ns(self, uint64_t value):
         self.state.deadline_ns = value
+
+    @property
+    def blocks(self):
+        """Blocks executed so far; a u32 that wraps."""
+        return self.state.executed
+
+    def limit_blocks(self, uint32_t count):
+        """Stop, as at the deadline, once so many blocks more were executed; 0 for never."""
+        self.state.limited = count != 0
+        self.state.limit = self.state.executed + count

@@ -45,6 +45,10 @@ class ExitHandler(Protocol):
     def msr(self, index: int, write: bool, value: int) -> None:
         """RDMSR or WRMSR, told before it is executed; `value` is what WRMSR writes."""
 
+
+class PathHandler(ExitHandler, Protocol):
+    """Answers what the exit path (miniguest.ring._core.ExitPath) leaves to do, too."""
+
     def answer(self) -> int:
         """The answer of the exit that the exit path has started (miniguest.ring._core.EXIT_STARTED)."""
 

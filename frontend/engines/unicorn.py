@@ -71,7 +71,8 @@ def prepare() -> None:
 
 class UnicornEngine:
     """A vCPU on Unicorn. ram: a shared mapping of at least `ram_size` bytes; firmware: the BIOS image; upcall: address of
-    the byte that stops the guest when it is not 0. path: the handler's way for frequent exits."""
+    the byte that stops the guest when it is not 0. path: the way of frequent exits, of a
+    handler that is a PathHandler."""
 
     name = "unicorn"
 
@@ -83,6 +84,7 @@ class UnicornEngine:
         self._ram = ram
         self._ram_size = ram_size
         self._firmware = firmware
+        self.counts_blocks = False      # what `run` is given is then a number of blocks, not a time
         self._running = False
         self._forget_all = False
         self._pieces: list[tuple[int, int, int]] = []       # memory shown to the guest in the holes: what is to be
@@ -286,7 +288,8 @@ class UnicornEngine:
             self._flush_tlb()           # pages that were executed may be written at full speed again
             self._watch.forget_code()
         watch.stopped = STOP_NONE
-        watch.deadline_ns = deadline_ns
+        watch.deadline_ns = 0 if self.counts_blocks else deadline_ns
+        watch.limit_blocks(deadline_ns if self.counts_blocks else 0)
         self._running = True
         try:
             self._emulate()
@@ -326,6 +329,11 @@ class UnicornEngine:
         status = uclib.uc_ctl(self._uc._uch, ctypes.c_int(uc_const.UC_CTL_TLB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30))
         if status:
             raise UcError(status)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of code executed so far; a u32 that wraps."""
+        return self._watch.blocks
 
     def _where(self) -> str:
         self._cpu.load()
