@@ -84,6 +84,7 @@ class Upcall(Shared):
     pause_ns: int
     late_yield_ns: int
     quiet_ns: int
+    longest_quiet_ns: int
     spun: int
     slept: int
     def __init__(self, page: WriteableBuffer, vcpu: int, doorbell: int = -1, descriptor: int = -1) -> None: ...
