@@ -71,5 +71,6 @@ class Program:
         return [float(word) for word in answer.split()]
 
     def close(self) -> None:
-        """Let it end."""
+        """End it. Closing its input would not do: processes that were forked since have that open, too."""
+        self._process.kill()
         self._process.communicate()
