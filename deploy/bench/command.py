@@ -23,7 +23,7 @@ WIDTH: Final = 150                      # columns of a table that goes to a file
 @click.argument("names", metavar=f"[{'|'.join(BENCHES)}]...", nargs=-1)
 @click.option("--peers", is_flag=True, help="Measure beside what else a user could take, too.")
 @click.option("--json", "json_file", metavar="FILE|-", help="Write the rows as JSON, too.")
-@click.option("--windows", type=click.IntRange(min=1), help="Windows of each thing measured, which take turns with its reference's.")
+@click.option("--windows", type=click.IntRange(min=1), help="How many windows of each thing measured.")
 def bench(names: tuple[str, ...], peers: bool, json_file: str | None, windows: int | None) -> int:
     """Measure rings, exits, disks, networks, boots and spawning, each beside a reference in the same minute."""
     for name in names:
@@ -34,7 +34,7 @@ def bench(names: tuple[str, ...], peers: bool, json_file: str | None, windows: i
     found = Measured()
     for name in names or [name for name in BENCHES if _is_there(name)]:
         with errors.status(name) as status:
-            found.add(_measure(name, windows or BENCHES[name], peers, lambda what, name=name: status.update(f"{name}: {what}")))
+            found.add(_measure(name, windows or BENCHES[name], peers, status.update))
     console = errors if json_file == "-" else Console()
     rows.table(found.rows, console if console.is_terminal else Console(file=console.file, width=WIDTH))
     for name, reason in found.left_out.items():

@@ -27,7 +27,7 @@ class Trip:
 
         def drive(seconds: float) -> tuple[int, float]:
             end = time.perf_counter() + seconds
-            times = []
+            times: list[int] = []
             while not times or time.perf_counter() < end:
                 until = time.perf_counter() + gap
                 while time.perf_counter() < until:

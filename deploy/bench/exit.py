@@ -14,7 +14,7 @@ from typing import Final
 import numpy
 
 from miniguest.deploy.bench.doorbell_trip import Trip
-from miniguest.deploy.bench.exit_guest import exit_guest
+from miniguest.deploy.bench.exit_guest import ExitGuest, exit_guest
 from miniguest.deploy.bench.machine import cores
 from miniguest.deploy.bench.pair import Pair
 from miniguest.deploy.bench.references import MissingReferenceError, Program
@@ -63,31 +63,39 @@ def measure(windows: int, peers: bool, progress: Callable[[str], None]) -> Measu
         for doorbell in ("zmq", "fifo"):
             guest = undo.enter_context(exit_guest(doorbell))
             if doorbell == "zmq":
-                ways["exit hot"] = Tail(lambda guest=guest: _quantiles(guest.window(HOT_SECONDS)))
-                ways["exit sector"] = Tail(lambda guest=guest: _quantiles(guest.window(SECTOR_SECONDS, 0.0, True)))
+                ways["exit hot"] = Tail(partial(_quantiles, guest, HOT_SECONDS, False))
+                ways["exit sector"] = Tail(partial(_quantiles, guest, SECTOR_SECONDS, True))
             for word, gap in GAPS.items():
                 name = f"exit cold{word}{', fifo' if doorbell == 'fifo' else ''}"
-                seconds = gap * TRIPS[gap]
-                ways[name] = lambda guest=guest, seconds=seconds, gap=gap: float(numpy.median(guest.window(seconds, gap)))
-                trip = Trip(logs, doorbell, gap)
                 references[name] = f"{name}, bare {doorbell} round trip"
+                trip = Trip(logs, doorbell, gap)
                 pair = Pair(children, logs, f"{doorbell}{gap:g}", trip.client, trip.server)
-                ways[references[name]] = partial(pair.window, seconds)
+                ways[name] = partial(_cold, guest, gap)
+                ways[references[name]] = partial(pair.window, gap * TRIPS[gap])
         values = interleave(ways, windows, progress)
     for name, way in ways.items():
         if isinstance(way, Tail):
             values[f"{name} p99"] = way.p99
             references[f"{name} p99"] = f"{C} p99" if name == "exit hot" else references.get(name, "")
+    _add_rows(found, values, references)
+    return found
+
+
+def _add_rows(found: Measured, values: dict[str, list[float]], references: dict[str, str]) -> None:
     for name, times in values.items():
         reference = references.get(name, "")
         others = values.get(reference, [])
         found.rows.append(row(name, "us", times, reference if others else "", others, least=True))
-    return found
 
 
 def _two(numbers: list[float]) -> tuple[float, float]:
     return numbers[0], numbers[1]
 
 
-def _quantiles(times: "numpy.typing.NDArray[numpy.float64]") -> tuple[float, float]:
+def _quantiles(guest: ExitGuest, seconds: float, sector: bool) -> tuple[float, float]:
+    times = guest.window(seconds, sector=sector)
     return float(numpy.median(times)), float(numpy.percentile(times, 99))
+
+
+def _cold(guest: ExitGuest, gap: float) -> float:
+    return float(numpy.median(guest.window(gap * TRIPS[gap], gap)))

@@ -80,7 +80,8 @@ class ExitGuest:
         wanted = range(max(before + 1 + int((end - before) * COLD), end - ROOM + 1), end)
         if not wanted:
             raise ExitGuestError(f"{end - before} exits in {seconds:g} s are too few to say")
-        return self._times[numpy.array(wanted) % ROOM] / self._hertz * 1e6
+        times: Times = self._times[numpy.array(wanted) % ROOM] / self._hertz * 1e6
+        return times
 
     def resume(self) -> None:
         """Let it run: who stands still does not end either."""

@@ -14,7 +14,8 @@ from miniguest.deploy.bench.rows import Measured, row
 from miniguest.deploy.bench.windows import interleave
 
 WAYS: Final = {
-    "vif, zmq": "", "vif, fifo": ", fifo", "unix": ", AF_UNIX datagrams", "tap": ", write to a TAP", "memcpy": ", memcpy on one core",
+    "vif, zmq": "", "vif, fifo": ", fifo", "unix": ", AF_UNIX datagrams", "tap": ", write to a TAP",
+    "memcpy": ", memcpy on one core",
 }
 BULK: Final = 65535                     # bytes: from here on bytes are counted instead of frames
 

@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from miniguest.deploy.bench.machine import cores
 from miniguest.deploy.bench.pair import Pair, PairError
 from miniguest.deploy.bench.references import MissingReferenceError, Program
 from miniguest.deploy.bench.ring_peers import peers as all_peers
 from miniguest.deploy.bench.ring_sleep import sleeping_ring
 from miniguest.deploy.bench.ring_spin import BLKIF, BLKIF_16, NETIF, Kind, SpinningRing
-from miniguest.deploy.bench.machine import cores
 from miniguest.deploy.bench.rows import Measured, row
 from miniguest.deploy.bench.windows import interleave
 from miniguest.deploy.children import Children

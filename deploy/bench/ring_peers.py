@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from ctypes import Structure, c_uint8
 from pathlib import Path
@@ -25,13 +26,13 @@ LONG: Final = 1e6                       # seconds that a queue is waited for
 class Requests(Structure):
     """A sample of iceoryx2's: 16 requests."""
 
-    _fields_ = [("content", c_uint8 * (len(REQUEST) * BATCH))]      # noqa: RUF012
+    _fields_ = [("content", c_uint8 * (len(REQUEST) * BATCH))]
 
 
 class Responses(Structure):
     """And 16 responses."""
 
-    _fields_ = [("content", c_uint8 * (RESPONSE * BATCH))]          # noqa: RUF012
+    _fields_ = [("content", c_uint8 * (RESPONSE * BATCH))]
 
 
 SAMPLES: Final[dict[str, Any]] = {"requests": Requests, "responses": Responses}
@@ -64,6 +65,14 @@ def driver(send: Callable[[int], object], receive: Callable[[], int], window: in
     return drive
 
 
+def _each(send: Callable[[bytes], object]) -> Callable[[int], None]:
+    def send_all(count: int) -> None:
+        for _ in range(count):
+            send(REQUEST)
+
+    return send_all
+
+
 def server(receive: Callable[[], bytes], send: Callable[[bytes], object]) -> Serve:
     """Answers one request at a time, and blocks for the next."""
 
@@ -89,6 +98,8 @@ class SeqPacket:
 
     def __init__(self) -> None:
         self._ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in self._ends:
+            weakref.finalize(self, end.close)
 
     def client(self) -> Drive:
         end, batch = self._ends[0], REQUEST * BATCH
@@ -121,6 +132,8 @@ class OsPipes:
 
     def __init__(self) -> None:
         self._requests, self._responses = os.pipe(), os.pipe()
+        for end in (*self._requests, *self._responses):
+            weakref.finalize(self, os.close, end)
 
     def client(self) -> Drive:
         reader, writer = self._responses[0], self._requests[1]
@@ -139,7 +152,7 @@ class Pipes:
 
     def client(self) -> Drive:
         end = self._ends[0]
-        return driver(lambda count: [end.send_bytes(REQUEST) for _ in range(count)], lambda: len(end.recv_bytes()) // RESPONSE)
+        return driver(_each(end.send_bytes), lambda: len(end.recv_bytes()) // RESPONSE)
 
     def server(self) -> Serve:
         return server(self._ends[1].recv_bytes, self._ends[1].send_bytes)
@@ -154,7 +167,7 @@ class Queues:
 
     def client(self) -> Drive:
         put, get = self._requests.put, self._responses.get
-        return driver(lambda count: [put(REQUEST) for _ in range(count)], lambda: len(get()) // RESPONSE)
+        return driver(_each(put), lambda: len(get()) // RESPONSE)
 
     def server(self) -> Serve:
         return server(self._requests.get, self._responses.put)
@@ -170,13 +183,12 @@ class PosixIpc:
             name = f"/miniguest-bench-{os.getpid()}-{number}"
             queue = module.MessageQueue(name, module.O_CREX, max_messages=10, max_message_size=128)
             queue.unlink()                      # what is open goes on, also in the processes that are forked from us
+            weakref.finalize(self, queue.close)
             self._queues.append(queue)
 
     def client(self) -> Drive:
         requests, responses = self._queues
-        return driver(
-            lambda count: [requests.send(REQUEST) for _ in range(count)], lambda: len(responses.receive()[0]) // RESPONSE, 10
-        )
+        return driver(_each(requests.send), lambda: len(responses.receive()[0]) // RESPONSE, 10)
 
     def server(self) -> Serve:
         requests, responses = self._queues

@@ -1,4 +1,4 @@
-"""A ring between two processes that sleep on real event channels, with a hypervisor between them, as event suppression lets them."""
+"""A ring between two processes that sleep on real event channels, as event suppression lets them."""
 import json
 import os
 import time
