@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guests import LIBRARY, SECTOR, Ran, assemble, run
+from guests import LIBRARY, LOADER, SECTOR, Ran, assemble, run
 from machine import RAM, Exits, pattern
+from test_guests import BUSMASTER, PROTECTED
 
 from miniguest.frontend.engines import trace
 from miniguest.frontend.engines.engine import Stop
@@ -391,3 +392,36 @@ def test_in_virtual_time_every_boot_makes_the_same_exits(place: Path) -> None:
     again = run(place, str(place / "again.toml"), "--timeout", "60")
     assert (again.status, again.guest["ended"]) == (0, "poweroff"), again.stderr
     assert counted(again) == counted(ran)
+
+
+def test_what_devices_read_of_ram_by_dma_is_there_again(tmp_path: Path) -> None:
+    """A guest computes data, which the bus master writes to the disk: in a replay nobody computes it again."""
+    body = BUSMASTER + """
+        mov edi, 0x800000
+        mov eax, 0x12345678
+        mov ecx, 1024
+1:      stosd
+        imul eax, eax, 1103515245
+        add eax, 12345
+        loop 1b
+        mov dword ptr [0x3000], 0x00800000
+        mov dword ptr [0x3004], 0x80001000
+        mov byte ptr [sectors], 8
+        mov ebx, 512
+        mov ax, 0x0035
+        call dma
+        jmp poweroff32
+    """
+    program = assemble(tmp_path, LOADER + PROTECTED + body, sectors=8).ljust(1 << 20, b"\0")
+    image = tmp_path / "disk.img"
+    image.write_bytes(program)
+    (tmp_path / "record.toml").write_text(GUEST)
+    (tmp_path / "replay.toml").write_text(REPLAY)
+    ran = run(tmp_path, str(tmp_path / "record.toml"), "--record", str(tmp_path / "trace"), "--timeout", "60")
+    assert (ran.status, ran.guest["ended"]) == (0, "poweroff"), ran.stderr
+    written = image.read_bytes()[512 * SECTOR : 520 * SECTOR]
+    assert written[:4] == b"\x78\x56\x34\x12"
+    image.write_bytes(program)
+    again = run(tmp_path, str(tmp_path / "replay.toml"), "--timeout", "60")
+    assert (again.status, again.guest["ended"]) == (0, "poweroff"), again.stderr
+    assert image.read_bytes()[512 * SECTOR : 520 * SECTOR] == written
