@@ -4,6 +4,7 @@ Guest n (from 0) is domain 2n + 1 and its mini-guest domain 2n + 2. Whatever hap
 dies the supervisor ends the others, and when the supervisor itself is killed the hypervisor does.
 """
 import contextlib
+import gc
 import os
 import sys
 import termios
@@ -115,8 +116,14 @@ class Supervisor:
 
     def start_guests(self) -> None:
         """Make the guests of the topology and start their processes, the vCPUs last."""
-        for index, guest in enumerate(self._topology.guest):
-            self._start_guest(guest, 2 * index + 1, 2 * index + 2)
+        for guest in self._topology.guest:
+            self.add_guest(guest)
+
+    def add_guest(self, guest: Guest) -> int:
+        """Make one more guest and start its processes; its domain. ProcessDied when one ends while starting."""
+        domid = 2 * len(self._guests) + 1
+        self._start_guest(guest, domid, domid + 1)
+        return domid
 
     def _xenstored(self, ready: Callable[[], None]) -> None:
         with self._process("xenstored", 0, 0) as process:
@@ -130,6 +137,10 @@ class Supervisor:
         self._progress(f"{guest.name}: domain {domid}, mini-guest domain {stub}")
         bios = firmware.find(guest.firmware, Path())
         choice = engines.choose(guest, self._topology.clock, self._record)
+        if not self._guests:
+            # What is there by now is never garbage. A child whose collector looked at it would have a copy of all of it.
+            gc.collect()
+            gc.freeze()
         self.toolstack.create_guest(self.store, guest, domid, stub, self._topology.link)
         if choice.wall_ns is not None:
             self.toolstack.step_clock(domid, choice.wall_ns, self._record is not None)

@@ -24,12 +24,10 @@ from miniguest.ring.abi.ioreq import (
     IOREQ_TYPE_COPY,
     IOREQ_TYPE_PIO,
     IOREQ_TYPE_TIMEOFFSET,
-    STATE_IOREQ_NONE,
-    STATE_IORESP_READY,
 )
 from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from miniguest.ring.card_counters import CardCounters, card_counters_path
-from miniguest.ring.events import Port
+from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.grants import Grants
 from miniguest.ring.guest_clock import GuestClock
 from miniguest.ring.lines import LineDriver
@@ -90,11 +88,12 @@ class MiniGuest:
         self._process = process
         self._target = target
         memory = process.memory(target)
-        self._slots = [_core.IoreqSlot(memory.frame(memory.special("ioreq")), index) for index in range(vcpus)]
-        self._ports = [self._bind_ioreq(memory, index) for index in range(vcpus)]
+        self._requests = _core.IoreqServer(memory.frame(memory.special("ioreq")), vcpus)
+        for index in range(vcpus):
+            self._bind_ioreq(memory, index)
+        process.loop.on_watch(self._requests, self._serve)
         self._line_driver = LineDriver(memory.frame(memory.special("irq_lines")))
         self._messages = MessageSender(memory.frame(memory.special("irq_lines")))
-        self._answering = False
         self._resetting = False
         self._clock = GuestClock(memory.frame(memory.special("hypervisor_info")))
         self._timers = StepTimers(self._clock) if self._clock.stepped else None
@@ -108,6 +107,8 @@ class MiniGuest:
         self._cards = [self._plan_card(memory, handle, vifs.get(handle)) for handle in vif_handles(self.store)]
         self._boot = self.store.read_text(f"device-model/{target}/boot")
         self._notes = _note_writer(process, target)
+        in_step = self._timers is not None or self._notes is not None
+        self._accesses = (self._read_in_step, self._write_in_step) if in_step else (self._read, self._write)
         plain = TargetMemory(memory)
         self._target_memory: GuestMemory = NotedMemory(plain, self._notes) if self._notes else plain
         self._console = self._connect_console(own)
@@ -171,28 +172,48 @@ class MiniGuest:
         return self.pc.receive(data)
 
     # -- device requests
-    def _bind_ioreq(self, memory: Memory, index: int) -> Port:
+    def _bind_ioreq(self, memory: Memory, index: int) -> None:
         page = memory.frame(memory.special("ioreq"))
         offset = index * IOREQ_LAYOUT.size + IOREQ_LAYOUT.offset["vp_eport"]
         port = self._process.bind_interdomain(self._target, int.from_bytes(page[offset : offset + 4], "little"))
-        self._process.loop.on_port(port, lambda: self._on_ioreq(index))
-        return port
+        self._process.loop.upcall.hush(self._requests, port.number)
+        self._requests.connect(index, port)
 
-    def _on_ioreq(self, index: int) -> None:
-        slot = self._slots[index]
-        request = slot.take()
+    def _serve(self) -> None:
+        self._requests.serve(self._process.loop.upcall, *self._accesses, self._other)
+        self._console.feed()
+
+    def _read(self, type_: int, address: int, size: int) -> int:
+        return self._bus.read(SPACES[type_], address, size)
+
+    def _write(self, type_: int, address: int, size: int, value: int) -> None:
+        self._bus.write(SPACES[type_], address, size, value)
+        if self._resetting:
+            self._finish_reset()
+
+    def _read_in_step(self, type_: int, address: int, size: int) -> int:
+        self._pass_time()
+        value = self._read(type_, address, size)
+        self._settle()
+        return value
+
+    def _write_in_step(self, type_: int, address: int, size: int, value: int) -> None:
+        self._pass_time()
+        self._write(type_, address, size, value)
+        self._settle()
+
+    def _other(self, vcpu: int, request: tuple[int, int, int, int, int, int, int, int] | int) -> int | None:
+        """A request that is no single access, or none at all."""
         if isinstance(request, int):
-            # NONE and IORESP_READY: an event that came with nothing to do. We leave no request INPROCESS behind us.
-            if request not in (STATE_IOREQ_NONE, STATE_IORESP_READY):
-                self._crash(f"ioreq state {request} of vCPU {index}")
-            return
+            # NONE and IORESP_READY are not told. We leave no request INPROCESS behind us.
+            self._crash(f"ioreq state {request} of vCPU {vcpu}")
+            return None
         type_, address, data, count, size, direction, is_pointer, downwards = request
         kind = SPACES.get(type_)
         only_time = type_ == IOREQ_TYPE_TIMEOFFSET and self._timers is not None
         if not only_time and (kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS):
             self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
-            return
-        self._answering = True
+            return None
         self._pass_time()
         answer = 0
         if kind is not None:
@@ -200,10 +221,7 @@ class MiniGuest:
         if self._resetting:
             self._finish_reset()
         self._settle()
-        self._answering = False
-        slot.complete(answer)
-        self._ports[index].notify()
-        self._console.feed()
+        return answer
 
     def _pass_time(self) -> None:
         """Under a stepped clock: what time brought is there before the access."""
@@ -250,14 +268,17 @@ class MiniGuest:
         self._shutdown(SHUTDOWN_crash)
 
     def _set_line(self, line: int, level: bool) -> None:
-        # While a request is answered the vCPU waits for the answer, and looks at the lines after it.
-        if self._line_driver.set(line, level) and not self._answering:
-            self._ports[0].notify()
+        if self._line_driver.set(line, level):
+            self._tell()
 
     def _send_message(self, vector: int) -> None:
         self._messages.send(vector)
-        if not self._answering:
-            self._ports[0].notify()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Have the vCPU look at lines and messages. While a request is answered it waits for the answer, and looks after it."""
+        if not self._requests.answering:
+            self._process.events.kick(self._target, HYPERVISOR_SIDE)
 
     def drain(self) -> None:
         """Get rid of the console's last words."""

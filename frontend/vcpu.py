@@ -2,7 +2,6 @@
 
 Runs as vCPU 32 + n of the guest's domain, so that its event channels are none of the guest's own.
 """
-import contextlib
 import logging
 from dataclasses import dataclass
 from enum import IntEnum
@@ -91,17 +90,23 @@ class Vcpu:
         self._slot = _core.IoreqSlot(ioreq_page, index)
         offset = index * IOREQ_LAYOUT.size + IOREQ_LAYOUT.offset["vp_eport"]
         self._port = process.events.adopt(int.from_bytes(ioreq_page[offset : offset + 4], "little"))
-        self._loop.on_port(self._port, lambda: None)
+        self._upcall.hush(self._slot, self._port.number)
+        self._path = self._counters.path(self._slot, self._upcall, memory)
+        self._path.channel = self._port.channel
         notes = notes_path(process.runtime, domid)
-        seat = Seat(memory.map, memory.ram_size, firmware, self, self._upcall.pending_address, self._clock.stepped, notes)
+        seat = Seat(
+            memory.map, memory.ram_size, firmware, self, self._upcall.pending_address, self._path, self._clock.stepped, notes
+        )
         self.engine, self._pace = assemble(plan, seat)
         self._ranges.refresh()
+        self._path.clear(self._ranges.version)
         self._show_memory()
 
     # -- exits
     def _route(self, kind: ExitKind, address: int, size: int) -> Route:
         if self._ranges.refresh():
             self._routes = {key: route for key, route in self._routes.items() if route.device}
+            self._path.clear(self._ranges.version)
             self._show_memory()
         route = self._routes.get((kind, address, size))
         return route or self._new_route(kind, address, size)
@@ -119,6 +124,7 @@ class Vcpu:
             route = Route(self._row(kind, name, address, size), device, offset)
         else:
             route = Route(self._row(kind, claimed.name if claimed else UNCLAIMED, address, size), claimed=claimed is not None)
+            self._path.add(kind, address, size, route.row, route.claimed)
         if len(self._routes) < ROUTES:
             self._routes[kind, address, size] = route
         return route
@@ -211,9 +217,29 @@ class Vcpu:
     def _request(
         self, type_: int, address: int, data: int, count: int, size: int, direction: int, data_is_ptr: bool = False
     ) -> int:
-        slot, upcall = self._slot, self._upcall
-        slot.start(type_, address, data, count, size, direction, data_is_ptr)
+        self._slot.start(type_, address, data, count, size, direction, data_is_ptr)
         self._port.notify()
+        self._path.channel = self._port.channel
+        if not self._answered():
+            return 0xFFFFFFFF
+        value = self._slot.finish()
+        self.look()
+        return value
+
+    def answer(self) -> int:
+        """The answer of a request that the engine's exit path has started (EXIT_STARTED)."""
+        if self._path.woken:
+            self._port.finish(self._path.woken)
+            self._path.channel = self._port.channel
+        if not self._answered():
+            return 0xFFFFFFFF
+        value = self._path.finish()
+        self.look()
+        return value
+
+    def _answered(self) -> bool:
+        """Wait for the device model's answer; False when nobody is going to."""
+        slot, upcall = self._slot, self._upcall
         while slot.state != STATE_IORESP_READY:
             woke = upcall.wait(-1, slot)
             if woke & DOORBELL:
@@ -224,22 +250,13 @@ class Vcpu:
             # that of the first request after the reset.
             if self._loop.stopping or self._shutdown() not in (0, 1 + SHUTDOWN_reboot):
                 self.engine.kick()
-                return 0xFFFFFFFF       # nobody is going to answer
-        value = slot.finish()
-        if self._pace:
-            self._take_event()
-        self._look()
-        return value
-
-    def _take_event(self) -> None:
-        """The answer's event is on its way: left alone, it would stop the guest somewhere."""
-        with contextlib.suppress(InterruptedError):     # told to stop: the run loop sees that
-            self._loop.wait_port(self._port)
+                return False
+        return True
 
     def _shutdown(self) -> int:
         return self._info[SHUTDOWN_OFFSET]
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Take up what device models did: lines they drove, frames they wrote, a shutdown they asked for."""
         for line, level in self._lines.changes():
             self._platform.pic.set_line(line, level)
@@ -313,7 +330,7 @@ class Vcpu:
                 self._count_only(ExitKind.IRQ_WINDOW, 0)
             self._loop.collect()
             self._pass_time()
-            self._look()
+            self.look()
             if stop is Stop.HALT and not self._shutdown():
                 if not self.engine.interruptible():
                     return Ended.HALT
@@ -325,9 +342,10 @@ class Vcpu:
         log.info("reset")
         self._info[SHUTDOWN_OFFSET] = 0
         self._routes.clear()
+        self._path.clear(self._ranges.version)
         self._platform = Platform(self._clock.now)
         self.engine.reset()
-        self._look()
+        self.look()
 
     def _ended(self) -> Ended | None:
         if self._shutdown() == 1 + SHUTDOWN_reboot:
@@ -351,7 +369,7 @@ class Vcpu:
             else:
                 self._loop.turn(max(0.0, (deadline - now_ns()) / 1e9) if deadline else -1.0)
             self._pass_time()
-            self._look()
+            self.look()
         self._count_only(ExitKind.HLT, 0, now_ns() - start)
 
 

@@ -44,22 +44,25 @@ class Counting(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """What an engine is plugged into. upcall: address of the byte that stops a guest; stepped: whether the guest's clock
-    is; notes: where the device model notes what it read."""
+    """What an engine is plugged into. upcall: address of the byte that stops a guest; path: the way of frequent exits;
+    stepped: whether the guest's clock is; notes: where the device model notes what it read."""
 
     ram: mmap.mmap
     ram_size: int
     firmware: bytes
     handler: ExitHandler
     upcall: int
+    path: _core.ExitPath
     stepped: bool
     notes: Path
 
 
 def load(engine: str) -> None:
-    """Import what an engine needs: in the process that all others are forked from, so that none does it again."""
+    """Import, and find out, what an engine needs: in the process that all others are forked from, so that none does it again."""
     if engine == "unicorn":
-        from miniguest.frontend.engines import unicorn  # noqa: F401
+        from miniguest.frontend.engines import unicorn
+
+        unicorn.prepare()
     elif engine == "kvm":
         from miniguest.frontend.engines import kvm  # noqa: F401
 
@@ -100,4 +103,6 @@ def _processor(plan: Plan, seat: Seat, handler: ExitHandler) -> Engine:
         return KvmEngine(seat.ram, seat.ram_size, seat.firmware, handler, seat.upcall)
     from miniguest.frontend.engines.unicorn import UnicornEngine
 
-    return UnicornEngine(seat.ram, seat.ram_size, seat.firmware, handler, seat.upcall)
+    # An exit that is recorded, or steps the clock, is the handler's.
+    path = None if plan.record or seat.stepped else seat.path
+    return UnicornEngine(seat.ram, seat.ram_size, seat.firmware, handler, seat.upcall, path)
