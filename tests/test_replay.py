@@ -121,7 +121,7 @@ def tape(path: Path) -> Tape:
 def test_a_replayed_run_is_the_recorded_one(recorded: tuple[Path, Exits]) -> None:
     path, before = recorded
     exits, played = fresh_exits(), tape(path)
-    engine = ReplayEngine(played, exits.ram, exits)
+    engine = ReplayEngine(played, exits.ram, RAM, exits)
     drive(engine, ReplayPace(played))
     engine.close()
     assert exits.seen == before.seen
@@ -160,7 +160,7 @@ def test_the_first_other_answer_is_told(
     exits, played = fresh_exits(), tape(recorded[0])
     change(exits)
     with pytest.raises(Difference) as caught:
-        drive(ReplayEngine(played, exits.ram, exits), ReplayPace(played))
+        drive(ReplayEngine(played, exits.ram, RAM, exits), ReplayPace(played))
     assert str(caught.value) == line
 
 
@@ -168,7 +168,7 @@ def test_other_data_of_a_string_is_told(recorded: tuple[Path, Exits], monkeypatc
     exits, played = fresh_exits(), tape(recorded[0])
     monkeypatch.setattr("machine.pattern", lambda size: b"\x01\x08\x0f\xff" + pattern(size)[4:])
     with pytest.raises(Difference, match=r"event 9: .* gave 161d242b32 at byte 3; replayed: it gave ff1d242b32$"):
-        drive(ReplayEngine(played, exits.ram, exits), ReplayPace(played))
+        drive(ReplayEngine(played, exits.ram, RAM, exits), ReplayPace(played))
 
 
 @pytest.mark.parametrize(("deed", "line"), [
@@ -187,8 +187,36 @@ def test_another_way_than_the_recorded_one(
 ) -> None:
     exits, played = fresh_exits(), tape(recorded[0])
     with pytest.raises(Difference) as caught:
-        deed(ReplayEngine(played, exits.ram, exits), ReplayPace(played))
+        deed(ReplayEngine(played, exits.ram, RAM, exits), ReplayPace(played))
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("event", [
+    Exit((), ExitKind.PIO_IN, 0x60, 0), Exit((), ExitKind.PIO_IN, 0x60, 3), Exit((), ExitKind.MMIO_WRITE, 0xFEB00000, 0, 1),
+    Exit((), ExitKind.HLT, 0, 1),
+    Exit((), ExitKind.IRQ_WINDOW, 0, 1),
+])
+def test_an_exit_that_cannot_be_is_told(tmp_path: Path, event: Exit) -> None:
+    writer = TraceWriter(tmp_path / "t", HEADER)
+    writer.write(event)
+    writer.close()
+    exits = fresh_exits()
+    with pytest.raises(Difference, match="no such exit can be played"):
+        ReplayEngine(tape(tmp_path / "t"), exits.ram, RAM, exits).run(0)
+    assert exits.seen == []
+
+
+def test_a_trace_writes_to_nothing_but_ram(tmp_path: Path) -> None:
+    """What lies behind RAM in the mapping are rings and pages that other processes share."""
+    writer = TraceWriter(tmp_path / "t", HEADER)
+    beyond = ((RAM // 2 - 1, b"in and out"), (RAM // 2, b"out"), ((1 << 64) - 1, b"far out"))
+    writer.write(Exit((), ExitKind.PIO_OUT, 0x80, 1, 1, reads=beyond))
+    writer.write(trace.Stopped((), trace.StopKind.HALT))
+    writer.close()
+    exits = fresh_exits()
+    assert ReplayEngine(tape(tmp_path / "t"), exits.ram, RAM // 2, exits).run(0) is Stop.HALT
+    assert exits.ram[RAM // 2 - 1 : RAM // 2] == b"i"
+    assert not any(exits.ram[RAM // 2 :])
 
 
 def test_a_recording_that_was_stopped_ends_there(tmp_path: Path) -> None:
@@ -199,7 +227,7 @@ def test_a_recording_that_was_stopped_ends_there(tmp_path: Path) -> None:
     exits, played = fresh_exits(), tape(tmp_path / "t")
     assert ReplayPace(played).at_stop() == 5
     with pytest.raises(RecordingEnded, match="the recorded run ended here: TIMEOUT"):
-        ReplayEngine(played, exits.ram, exits).run(0)
+        ReplayEngine(played, exits.ram, RAM, exits).run(0)
 
 
 # -- as processes
