@@ -26,7 +26,7 @@ from miniguest.ring.abi.ioreq import (
 from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.exits import UNCLAIMED, ExitCounters, ExitKind, exits_path
-from miniguest.ring.guest_clock import GuestClock
+from miniguest.ring.guest_clock import NEVER, GuestClock
 from miniguest.ring.lines import LineWatcher
 from miniguest.ring.loop import DOORBELL, PENDING
 from miniguest.ring.memory import FRAME_SIZE, SHUTDOWN_OFFSET
@@ -84,6 +84,7 @@ class Vcpu:
         self._messages = MessageWatcher(memory.frame(memory.special("irq_lines")))
         self._modified = ModifiedReader(memory.frame(memory.special("modified")))
         self._clock = GuestClock(self._info)
+        self._due = 0                   # when the engine is to stop, by the guest's clock; 0 for never
         self._platform = Platform(self._clock.now)
         ioreq_page = memory.frame(memory.special("ioreq"))
         self._slot = _core.IoreqSlot(ioreq_page, index)
@@ -281,7 +282,9 @@ class Vcpu:
     def _step(self) -> None:
         """An exit begins: this is its time, for the device model too."""
         if self._pace:
-            self._clock.set(self._pace.at_exit())
+            self._clock.set(now := self._pace.at_exit())
+            if self._due and now >= self._due:
+                self.engine.kick()      # it counts blocks, and exits have made it late
 
     def _pass_time(self) -> None:
         """The engine stopped, or the guest slept. The device model does what is due, which it does only when asked."""
@@ -294,8 +297,10 @@ class Vcpu:
 
     def _deadline(self) -> int:
         """When the guest is to be stopped, by its own clock; 0 for never."""
-        due = [at for at in (self._platform.deadline(), self._clock.deadline) if at]
-        return min(due) if due else 0
+        device, own = self._clock.deadline, self._platform.deadline()
+        if device is None:
+            return own
+        return min(own or NEVER, max(device, 1))
 
     # -- the run loop
     def run(self) -> Ended:
@@ -316,8 +321,8 @@ class Vcpu:
         # First of all: a shutdown that came before this process was there to be kicked would never be looked at.
         while (ended := self._ended()) is None:
             self._inject()
-            due = self._deadline()
-            stop = self.engine.run(self._pace.deadline(due) if self._pace else due)
+            self._due = self._deadline()
+            stop = self.engine.run(self._pace.deadline(self._due) if self._pace else self._due)
             if stop is Stop.CRASH:
                 log.error("the guest crashed: %s", self.engine.crash)
                 return Ended.CRASH

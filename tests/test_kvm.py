@@ -3,6 +3,7 @@ import ctypes
 import mmap
 import os
 import signal
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,6 +237,28 @@ def test_what_no_guest_survives_is_a_crash(
     assert m.run() is Stop.CRASH
     m.engine.reset()
     assert m.run() is Stop.HALT
+
+
+def test_an_access_of_a_strange_size_goes_byte_by_byte(
+    machines: list[KvmMachineUnderTest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = on_kvm(machines, tmp_path, "hlt")
+    machine = m.engine._machine                         # type: ignore[attr-defined]
+    m.exits.answers = {0xF0000000: 0x11, 0xF0000001: 0x22, 0xF0000002: 0x33}
+    reasons = [abi.KVM_EXIT_MMIO, abi.KVM_EXIT_MMIO, abi.KVM_EXIT_HLT]
+    accesses = [struct.pack(abi.MMIO, 0xF0000000, bytes(8), 3, 0), struct.pack(abi.MMIO, 0xF0000000, b"abc", 3, 1)]
+
+    def enter() -> int:
+        if len(reasons) > 1:
+            machine.run[abi.DETAILS : abi.DETAILS + 21] = accesses[3 - len(reasons)]
+        return reasons.pop(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "enter", enter)
+        assert m.run() is Stop.HALT
+    assert m.exits.seen == [("load", 0xF0000000 + index, 1) for index in range(3)] + [
+        ("store", 0xF0000000 + index, 1, value) for index, value in enumerate(b"abc")
+    ]
 
 
 def test_memory_shown_is_read_without_exits_and_not_written(machines: list[KvmMachineUnderTest], tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guests import LIBRARY, SECTOR, Ran, assemble, run
+from guests import LIBRARY, LOADER, SECTOR, Ran, assemble, run
 from machine import RAM, Exits, pattern
+from test_guests import BUSMASTER, PROTECTED
 
 from miniguest.frontend.engines import trace
 from miniguest.frontend.engines.engine import Stop
@@ -120,7 +121,7 @@ def tape(path: Path) -> Tape:
 def test_a_replayed_run_is_the_recorded_one(recorded: tuple[Path, Exits]) -> None:
     path, before = recorded
     exits, played = fresh_exits(), tape(path)
-    engine = ReplayEngine(played, exits.ram, exits)
+    engine = ReplayEngine(played, exits.ram, RAM, exits)
     drive(engine, ReplayPace(played))
     engine.close()
     assert exits.seen == before.seen
@@ -159,7 +160,7 @@ def test_the_first_other_answer_is_told(
     exits, played = fresh_exits(), tape(recorded[0])
     change(exits)
     with pytest.raises(Difference) as caught:
-        drive(ReplayEngine(played, exits.ram, exits), ReplayPace(played))
+        drive(ReplayEngine(played, exits.ram, RAM, exits), ReplayPace(played))
     assert str(caught.value) == line
 
 
@@ -167,7 +168,7 @@ def test_other_data_of_a_string_is_told(recorded: tuple[Path, Exits], monkeypatc
     exits, played = fresh_exits(), tape(recorded[0])
     monkeypatch.setattr("machine.pattern", lambda size: b"\x01\x08\x0f\xff" + pattern(size)[4:])
     with pytest.raises(Difference, match=r"event 9: .* gave 161d242b32 at byte 3; replayed: it gave ff1d242b32$"):
-        drive(ReplayEngine(played, exits.ram, exits), ReplayPace(played))
+        drive(ReplayEngine(played, exits.ram, RAM, exits), ReplayPace(played))
 
 
 @pytest.mark.parametrize(("deed", "line"), [
@@ -186,8 +187,36 @@ def test_another_way_than_the_recorded_one(
 ) -> None:
     exits, played = fresh_exits(), tape(recorded[0])
     with pytest.raises(Difference) as caught:
-        deed(ReplayEngine(played, exits.ram, exits), ReplayPace(played))
+        deed(ReplayEngine(played, exits.ram, RAM, exits), ReplayPace(played))
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("event", [
+    Exit((), ExitKind.PIO_IN, 0x60, 0), Exit((), ExitKind.PIO_IN, 0x60, 3), Exit((), ExitKind.MMIO_WRITE, 0xFEB00000, 0, 1),
+    Exit((), ExitKind.HLT, 0, 1),
+    Exit((), ExitKind.IRQ_WINDOW, 0, 1),
+])
+def test_an_exit_that_cannot_be_is_told(tmp_path: Path, event: Exit) -> None:
+    writer = TraceWriter(tmp_path / "t", HEADER)
+    writer.write(event)
+    writer.close()
+    exits = fresh_exits()
+    with pytest.raises(Difference, match="no such exit can be played"):
+        ReplayEngine(tape(tmp_path / "t"), exits.ram, RAM, exits).run(0)
+    assert exits.seen == []
+
+
+def test_a_trace_writes_to_nothing_but_ram(tmp_path: Path) -> None:
+    """What lies behind RAM in the mapping are rings and pages that other processes share."""
+    writer = TraceWriter(tmp_path / "t", HEADER)
+    beyond = ((RAM // 2 - 1, b"in and out"), (RAM // 2, b"out"), ((1 << 64) - 1, b"far out"))
+    writer.write(Exit((), ExitKind.PIO_OUT, 0x80, 1, 1, reads=beyond))
+    writer.write(trace.Stopped((), trace.StopKind.HALT))
+    writer.close()
+    exits = fresh_exits()
+    assert ReplayEngine(tape(tmp_path / "t"), exits.ram, RAM // 2, exits).run(0) is Stop.HALT
+    assert exits.ram[RAM // 2 - 1 : RAM // 2] == b"i"
+    assert not any(exits.ram[RAM // 2 :])
 
 
 def test_a_recording_that_was_stopped_ends_there(tmp_path: Path) -> None:
@@ -198,7 +227,7 @@ def test_a_recording_that_was_stopped_ends_there(tmp_path: Path) -> None:
     exits, played = fresh_exits(), tape(tmp_path / "t")
     assert ReplayPace(played).at_stop() == 5
     with pytest.raises(RecordingEnded, match="the recorded run ended here: TIMEOUT"):
-        ReplayEngine(played, exits.ram, exits).run(0)
+        ReplayEngine(played, exits.ram, RAM, exits).run(0)
 
 
 # -- as processes
@@ -209,9 +238,8 @@ PROGRAM = """
         mov es, ax
         mov ss, ax
         mov sp, 0x7c00
-        sti
         mov si, offset text
-        call puts
+        call puts                       # before the BIOS prints, at the next tick, what it still has to say
         mov cx, 3
 1:      push cx                         # sleeps that a timer ends
         sti
@@ -389,5 +417,79 @@ def test_in_virtual_time_every_boot_makes_the_same_exits(place: Path) -> None:
     assert traces[0] == traces[1]
     (place / "again.toml").write_text('clock = "virtual"\n' + REPLAY.replace('"trace"', '"one"'))
     again = run(place, str(place / "again.toml"), "--timeout", "60")
+    assert (again.status, again.guest["ended"]) == (0, "poweroff"), again.stderr
+    assert counted(again) == counted(ran)
+
+
+def test_what_devices_read_of_ram_by_dma_is_there_again(tmp_path: Path) -> None:
+    """A guest computes data, which the bus master writes to the disk: in a replay nobody computes it again."""
+    body = BUSMASTER + """
+        mov edi, 0x800000
+        mov eax, 0x12345678
+        mov ecx, 1024
+1:      stosd
+        imul eax, eax, 1103515245
+        add eax, 12345
+        loop 1b
+        mov dword ptr [0x3000], 0x00800000
+        mov dword ptr [0x3004], 0x80001000
+        mov byte ptr [sectors], 8
+        mov ebx, 512
+        mov ax, 0x0035
+        call dma
+        jmp poweroff32
+    """
+    program = assemble(tmp_path, LOADER + PROTECTED + body, sectors=8).ljust(1 << 20, b"\0")
+    image = tmp_path / "disk.img"
+    image.write_bytes(program)
+    (tmp_path / "record.toml").write_text(GUEST)
+    (tmp_path / "replay.toml").write_text(REPLAY)
+    ran = run(tmp_path, str(tmp_path / "record.toml"), "--record", str(tmp_path / "trace"), "--timeout", "60")
+    assert (ran.status, ran.guest["ended"]) == (0, "poweroff"), ran.stderr
+    written = image.read_bytes()[512 * SECTOR : 520 * SECTOR]
+    assert written[:4] == b"\x78\x56\x34\x12"
+    image.write_bytes(program)
+    again = run(tmp_path, str(tmp_path / "replay.toml"), "--timeout", "60")
+    assert (again.status, again.guest["ended"]) == (0, "poweroff"), again.stderr
+    assert image.read_bytes()[512 * SECTOR : 520 * SECTOR] == written
+
+
+@pytest.mark.parametrize("clock", ["real", "virtual"])
+def test_a_reset_is_replayed(tmp_path: Path, clock: str) -> None:
+    """A word on the disk outlives the reset: the second time round the program powers off."""
+    program = assemble(tmp_path, """
+        cli
+        xor ax, ax
+        mov ds, ax
+        mov es, ax
+        mov ss, ax
+        mov sp, 0x7c00
+        mov ax, 0x0201
+        mov bx, 0x8000
+        mov cx, 2
+        mov dx, 0x80
+        int 0x13
+        cmp word ptr [0x8000], 0x5a5a
+        je poweroff
+        mov word ptr [0x8000], 0x5a5a
+        mov ax, 0x0301
+        int 0x13
+        cli
+        mov dx, 0xcf9
+        mov al, 2
+        out dx, al
+        mov al, 6
+        out dx, al
+1:      hlt
+        jmp 1b
+    """ + LIBRARY).ljust(1 << 20, b"\0")
+    for name, guest in (("record", GUEST), ("replay", REPLAY)):
+        (tmp_path / f"{name}.toml").write_text(f'clock = "{clock}"\n{guest}')
+    (tmp_path / "disk.img").write_bytes(program)
+    ran = run(tmp_path, str(tmp_path / "record.toml"), "--record", str(tmp_path / "trace"), "--timeout", "60")
+    assert (ran.status, ran.guest["ended"]) == (0, "poweroff"), ran.stderr
+    assert ran.console.count("SeaBIOS") == 2
+    (tmp_path / "disk.img").write_bytes(program)
+    again = run(tmp_path, str(tmp_path / "replay.toml"), "--timeout", "60")
     assert (again.status, again.guest["ended"]) == (0, "poweroff"), again.stderr
     assert counted(again) == counted(ran)

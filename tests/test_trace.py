@@ -148,6 +148,9 @@ def test_a_byte_changed_anywhere(tmp_path_factory: pytest.TempPathFactory, at: i
     ([9, []], "Invalid value 9"), ([0, [], 77, 0, 0], "Invalid enum value 77"),
     ([3, []], "Expected `array` of at least length 3"),
     ({}, "Expected `array`, got `object`"), (5, "Expected `array`, got `int`"), ([1, [], "halt"], "Expected `int`, got `str`"),
+    ([0, [], 0, -1, 1], "Expected `int` >= 0"), ([0, [], 0, 5, 9], "<= 8"), ([0, [-1], 0, 5, 1], ">= 0"),
+    ([0, [], 0, 5, 1, 0, 1 << 21], "<= 1048576"), ([0, [], 0, 5, 1, 0, 0, -4], ">= 0"), ([3, [], 256], "<= 255"),
+    ([0, [], 0, 5, 1, 0, 0, 0, b"", [[-1, b""]]], ">= 0"),
 ])
 def test_an_event_that_is_none(tmp_path: Path, event: object, line: str) -> None:
     raw = msgpack.packb(msgspec.to_builtins(HEADER)) + msgpack.packb([4, []]) + msgpack.packb(event)

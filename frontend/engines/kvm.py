@@ -22,6 +22,7 @@ VGA_HOLE: Final = (0xA0000, 0xC0000)
 BIOS_SHADOW: Final = 0x20000            # below 1 MiB: the last 128 KiB of the firmware
 LOW, HIGH, ROM, PIECES = 0, 1, 2, 3     # memory slots; PIECES and up for what `show_memory` shows
 LOOK: Final = 1_000_000                 # nanoseconds
+SIZES: Final = (1, 2, 4, 8)             # bytes of an access that devices know
 APIC_BASE: Final = 0xFEE00900           # enabled, of the boot processor
 CRASHES: Final = {
     abi.KVM_EXIT_SHUTDOWN: "triple fault",
@@ -156,11 +157,13 @@ class KvmEngine:
 
     def _mmio(self) -> None:
         address, data, size, is_write = struct.unpack_from(abi.MMIO, self._run, abi.DETAILS)
-        if not is_write:
-            value = self._handler.mmio_read(address, size) & (1 << 8 * size) - 1
-            self._run[abi.MMIO_DATA : abi.MMIO_DATA + size] = value.to_bytes(size, "little")
-        elif not self._is_rom(address):         # a store to read-only memory comes here, too, and is dropped
-            self._handler.mmio_write(address, size, int.from_bytes(data[:size], "little"))
+        step = size if size in SIZES else 1     # what an access across pages leaves goes byte by byte
+        for at in range(0, size, step):
+            if not is_write:
+                value = self._handler.mmio_read(address + at, step) & (1 << 8 * step) - 1
+                self._run[abi.MMIO_DATA + at : abi.MMIO_DATA + at + step] = value.to_bytes(step, "little")
+            elif not self._is_rom(address + at):        # a store to read-only memory comes here, too, and is dropped
+                self._handler.mmio_write(address + at, step, int.from_bytes(data[at : at + step], "little"))
 
     def _is_rom(self, address: int) -> bool:
         return address >= FOUR_GIB - len(self._rom) or any(start <= address < start + size for start, _, size in self._pieces)

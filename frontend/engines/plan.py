@@ -85,7 +85,7 @@ def assemble(plan: Plan, seat: Seat) -> tuple[Engine, Pace | None]:
 def _engine(plan: Plan, seat: Seat, handler: ExitHandler) -> tuple[Engine, Pace | None]:
     if plan.engine == "replay" and plan.trace:
         tape = Tape(TraceReader(plan.trace))
-        return ReplayEngine(tape, seat.ram, handler), ReplayPace(tape)
+        return ReplayEngine(tape, seat.ram, seat.ram_size, handler), ReplayPace(tape)
     engine = _processor(plan, seat, handler)
     if not seat.stepped:
         return engine, None

@@ -29,6 +29,8 @@ STOPS: Final = {
     StopKind.HALT: Stop.HALT, StopKind.KICK: Stop.KICK, StopKind.TIMER: Stop.TIMER, StopKind.WINDOW: Stop.WINDOW,
     StopKind.CRASH: Stop.CRASH,
 }
+SIZES: Final = (1, 2, 4, 8)             # bytes of an element
+SIZELESS: Final = (ExitKind.CPUID, ExitKind.MSR)
 FROM_OUTSIDE: Final = ("TIMEOUT", "STOPPED")      # ends that no guest makes
 _E = TypeVar("_E", Exit, Stopped, Ready, Interrupt, Reset)
 SHOWN: Final = 16                       # bytes of RAM in a message
@@ -131,14 +133,15 @@ class ReplayPace:
 
 
 class ReplayEngine:
-    """An Engine that plays a trace. ram: the guest's."""
+    """An Engine that plays a trace. ram: the guest's shared mapping, of which the first `ram_size` bytes are RAM."""
 
     name = "replay"
 
-    def __init__(self, tape: Tape, ram: mmap.mmap, handler: ExitHandler) -> None:
+    def __init__(self, tape: Tape, ram: mmap.mmap, ram_size: int, handler: ExitHandler) -> None:
         self.crash = ""
         self._tape = tape
         self._ram = ram
+        self._ram_size = ram_size
         self._handler = handler
 
     def run(self, deadline: int) -> Stop:
@@ -153,6 +156,8 @@ class ReplayEngine:
         # Backwards: what a device wrote and read again during this exit is what it will write again.
         for gpa, data in reversed(event.reads):
             self._put(gpa, data)
+        if event.size not in SIZES and event.kind not in SIZELESS:
+            raise self._tape.difference(str(event), "no such exit can be played")
         if event.count:
             self._play_string(event)
         else:
@@ -196,7 +201,7 @@ class ReplayEngine:
             )
 
     def _put(self, gpa: int, data: bytes) -> None:
-        room = max(0, len(self._ram) - gpa)
+        room = max(0, self._ram_size - gpa)
         self._ram[gpa : gpa + min(len(data), room)] = data[:room]
 
     def interruptible(self) -> bool:

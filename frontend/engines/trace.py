@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Annotated, BinaryIO, Final, cast
 
 import msgpack
 import msgspec
@@ -73,6 +73,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     disk: tuple[DiskFacts, ...] = ()
 
 
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=8)]
+Times = tuple[Natural, ...]
+MOST: Final = 1 << 20                   # elements of a string instruction, as the device model has it
+
+
 class Exit(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """An exit and its answer. address: port, guest-physical address, CPUID leaf or MSR.
 
@@ -81,16 +87,16 @@ class Exit(msgspec.Struct, frozen=True, array_like=True, tag=0):
     read of RAM, as (guest-physical address, bytes). answer: CPUID's four registers when the engine did not give them.
     """
 
-    times: tuple[int, ...]
+    times: Times
     kind: ExitKind
-    address: int
-    size: int
-    value: int = 0
-    count: int = 0
-    gpa: int = 0
+    address: Natural
+    size: Size
+    value: Natural = 0
+    count: Annotated[int, msgspec.Meta(ge=0, le=MOST)] = 0
+    gpa: Natural = 0
     data: bytes = b""
-    reads: tuple[tuple[int, bytes], ...] = ()
-    answer: tuple[int, int, int, int] | None = None
+    reads: tuple[tuple[Natural, bytes], ...] = ()
+    answer: tuple[Natural, Natural, Natural, Natural] | None = None
 
     def __str__(self) -> str:
         string = f" x {self.count} at {self.gpa:#x}" if self.count else ""
@@ -112,7 +118,7 @@ class StopKind(IntEnum):
 class Stopped(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """The engine's run ended. crash: why, after CRASH."""
 
-    times: tuple[int, ...]
+    times: Times
     stop: StopKind
     crash: str = ""
 
@@ -120,27 +126,27 @@ class Stopped(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """The engine was asked whether the guest could take an interrupt."""
 
-    times: tuple[int, ...]
+    times: Times
     answer: bool
 
 
 class Interrupt(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """The guest took an interrupt."""
 
-    times: tuple[int, ...]
-    vector: int
+    times: Times
+    vector: Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 class Reset(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """The processor was reset."""
 
-    times: tuple[int, ...]
+    times: Times
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """The guest ended, in the word of miniguest.frontend.vcpu.Ended. events: how many there were before this one."""
 
-    times: tuple[int, ...]
+    times: Times
     how: str
     events: int
 
