@@ -85,7 +85,7 @@ class Batch:
         return count
 
     def take(self) -> tuple[Buffers, Statuses]:
-        """The buffers whose requests are done, oldest first, and their BLKIF_RSP_ statuses, in arrays that last until the next call."""
+        """The buffers whose requests are done, oldest first, and their BLKIF_RSP_ statuses; until the next call."""
         count = self._core.take(self._done.data, self._status.data)
         return self._done[:count], self._status[:count]
 

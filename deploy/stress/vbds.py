@@ -58,7 +58,7 @@ class Vbds:
         """The one blkback; or, once that was killed, its successor."""
         self.blkback = self.ground.start("blkback", 0, 1, blkback.main)
 
-    def front(self, domid: int, image: Path, main: Main, access: str = "rw") -> None:
+    def front(self, domid: int, image: Path, main: Main, access: str = "rw") -> Child:
         """A domain whose process calls `main` when its disk is connected, and goes on until what that answers is true."""
         self._toolstack.create_domain(self.store, domid, f"domain{domid}", MEMORY)
         disk = Disk(image=image, vdev=VDEV, access=access)      # type: ignore[arg-type]
@@ -84,6 +84,7 @@ class Vbds:
             device.close()
 
         self._fronts.append(self.ground.start(f"front{domid}", domid, 0, run))
+        return self._fronts[-1]
 
     def counters(self, domid: int) -> dict[str, int]:
         """What blkback counted of a domain's disk."""
