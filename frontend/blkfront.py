@@ -147,11 +147,12 @@ class Blkfront:
         if kind == BLKIF_OP_DISCARD:
             id_ = requests.start_discard(kind, piece.sector, piece.count)
         else:
-            if requests.nr_spare * PER_PAGE < piece.count + PER_PAGE and not self._add_pages(piece):
-                return False
             id_ = requests.start(kind, piece.sector, piece.count, piece.data, piece.offset)
-        self._out[id_] = piece
-        return True
+            if not id_ and self._add_pages(piece):
+                id_ = requests.start(kind, piece.sector, piece.count, piece.data, piece.offset)
+        if id_:
+            self._out[id_] = piece
+        return id_ != 0
 
     def _add_pages(self, piece: Piece) -> bool:
         """Have as many spare pages as it takes, the indirect one included; False when there are too few."""
