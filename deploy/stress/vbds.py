@@ -52,10 +52,11 @@ class Vbds:
         self._hogs = [ground.start(f"hog{index}", 0, FIRST_HOG + index, _compute) for index in range(hogs)]
         self._fronts: list[Child] = []
         self._toolstack = Toolstack(ground.runtime, ground.hypercalls)
-        self.start_blkback()
+        self.blkback = ground.start("blkback", 0, 1, blkback.main)
 
-    def start_blkback(self) -> None:
-        """The one blkback; or, once that was killed, its successor."""
+    def replace_blkback(self) -> None:
+        """Kill blkback, and start its successor."""
+        self.ground.kill(self.blkback, 0)
         self.blkback = self.ground.start("blkback", 0, 1, blkback.main)
 
     def front(self, domid: int, image: Path, main: Main, access: str = "rw") -> Child:
