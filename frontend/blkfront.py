@@ -108,6 +108,8 @@ class Blkfront:
         """Buffers of so many sectors each for requests without copies (see Batch). One a device. PeerError without pages."""
         if self._dead:
             raise PeerError("the block device is gone")
+        if self._batch:
+            raise PeerError("a block device has one batch")
         self._batch = Batch(self._requests, self._pages, self._grants, self._domid, buffers, sectors, self._features.persistent)
         self._batch.push = self._push
         return self._batch

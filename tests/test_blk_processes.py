@@ -9,8 +9,8 @@ def test_many_blocks_at_a_time(doorbell: str) -> None:
     pass_blocks(60_000, doorbell, depth=32, seed=1)
 
 
-def test_one_block_at_a_time(doorbell: str = "fifo") -> None:
-    pass_blocks(20_000, doorbell, depth=1, seed=2, stir=True)
+def test_one_block_at_a_time() -> None:
+    pass_blocks(20_000, "fifo", depth=1, seed=2, stir=True)
 
 
 def test_stirred_on_busy_cores() -> None:
