@@ -105,11 +105,16 @@ class Blkfront:
         self._submit(operation)
 
     def batch(self, buffers: int, sectors: int) -> Batch:
-        """Buffers of so many sectors each for requests without copies (see Batch). One a device. PeerError without pages."""
+        """Buffers of so many sectors each for requests without copies (see Batch). One a device.
+
+        PeerError without pages enough, and ValueError for more sectors than the backend takes at a time.
+        """
         if self._dead:
             raise PeerError("the block device is gone")
         if self._batch:
             raise PeerError("a block device has one batch")
+        if not 0 < sectors <= self._piece_sectors:
+            raise ValueError(f"buffers of {sectors} sectors: the backend takes {self._piece_sectors} at a time")
         self._batch = Batch(self._requests, self._pages, self._grants, self._domid, buffers, sectors, self._features.persistent)
         self._batch.push = self._push
         return self._batch

@@ -89,7 +89,7 @@ cdef class BlkServer:
     def serve(self):
         """Serve requests in their order until there is something for the caller: a BLK_ reason. RingError when req_prod lies."""
         while True:
-            if self.at < self.taken:
+            if self.at < self.taken and not self.problem:
                 with nogil:
                     self._run()
             if self.answered < self.at and self._respond():
@@ -126,7 +126,6 @@ cdef class BlkServer:
     cdef void _run(self) noexcept nogil:
         """Serve requests of the batch until one is the caller's (then `problem` is set), or enough was moved to answer."""
         cdef int64_t until = self.left - BLK_PART
-        self.problem = 0
         while self.at < self.taken and self.left > until:
             self.problem = self._one(self.ring.request_at + self.at * self.ring.req_size)
             if self.problem:

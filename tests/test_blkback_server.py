@@ -1,8 +1,8 @@
 """The compiled end of blkback beside a model in plain Python: any slots at all, in the layout of either machine."""
 import contextlib
 import mmap
+import os
 import struct
-import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -36,15 +36,14 @@ class Ground:
         self.mapper = _core.Mapper(shared(64 * 8), 0, 9)
         for frame in range(PAGES):
             _core.grant_access(entries, FIRST + frame, 0, frame, FIRST + frame in READONLY)
-        self.file = tempfile.TemporaryFile()
-        self.file.write(b"".join(bytes([sector]) * SECTOR for sector in range(SECTORS)))
-        self.file.flush()
+        self.fd = os.memfd_create("image")
+        os.write(self.fd, b"".join(bytes([sector]) * SECTOR for sector in range(SECTORS)))
         page = shared(2 * PAGE)
         self.front = _core.FrontRing(page, format.request_size, format.response.size)
         ring = _core.BackRing(page, format.request_size, format.response.size)
         self.counters = shared(len(FIELDS) * 8)
         self.io = _core.GrantedIO(self.mapper, table, self.memory, persistent)
-        self.server = _core.BlkServer(ring, self.io, self.file.fileno(), SECTORS, read_only, self.counters)
+        self.server = _core.BlkServer(ring, self.io, self.fd, SECTORS, read_only, self.counters)
 
     def put(self, *slots: bytes) -> None:
         for slot in slots:
@@ -69,11 +68,10 @@ class Ground:
         return [self.format.response.unpack_from(self.front.responses, index * size) for index in range(self.front.take())]
 
     def close(self) -> None:
-        self.file.close()
+        os.close(self.fd)
 
     def image(self) -> bytes:
-        self.file.seek(0)
-        return self.file.read()
+        return os.pread(self.fd, SECTORS * SECTOR, 0)
 
     def count(self) -> dict[str, int]:
         return dict(zip(FIELDS, self.counters.cast("B").cast("Q"), strict=True))
@@ -138,7 +136,7 @@ def test_the_callers_requests_are_in_their_turn(ground: Ground) -> None:
 
 
 def test_a_file_that_ends_early(ground: Ground) -> None:
-    ground.file.truncate(10 * SECTOR)
+    os.truncate(ground.fd, 10 * SECTOR)
     ground.put(plain(ground.format, READ, 4, 8, [(FIRST, 0, 7)]))
     assert ground.serve() == [_core.BLK_FAILED]
     assert (ground.server.detail, ground.server.error) == (8, 0)

@@ -130,8 +130,11 @@ def test_a_flush_waits_for_the_writes_of_a_batch(bench: Bench) -> None:
 def test_there_is_one_and_only_while_there_are_pages(bench: Bench) -> None:
     before = len(bench.pages)
     with pytest.raises(PeerError, match="pages"):
-        bench.front.batch(1000, 100)
+        bench.front.batch(1000, 88)
     assert len(bench.pages) == before
+    for sectors in (0, max(11, bench.front._features.indirect_segments) * 8 + 1):
+        with pytest.raises(ValueError, match="at a time"):
+            bench.front.batch(1, sectors)
     bench.front.batch(2, 8)
     before = len(bench.pages)
     with pytest.raises(PeerError, match="one batch"):
