@@ -1,295 +1,45 @@
-"""How many frames a second go from one vif to another through the switch, and through what else a process could take.
+"""The network path: frames a second and bytes a second from one vif to another, beside what else a process could take.
 
-    vif     netfront -> netback's switch -> netfront: three processes, two copies and whatever each hop has to look at
-    unix    AF_UNIX datagrams from one process to another: two copies, by the kernel
-    tap     write(2) to a TAP in a network namespace of our own, where the kernel's stack drops them: one copy
-
-Each path is set up once; a window is a number of frames of one size, timed from the word to go until the last one is
-there (tap: written).
+1500 bytes are compared with AF_UNIX datagrams, 65,535 bytes (scatter-gather) with a copy of the same bytes by one core. The
+other sizes, writes to a TAP and the FIFO doorbell are rows of their own.
 """
-import ctypes
-import errno
-import os
-import select
-import socket
-import struct
-import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path as FilePath
-from typing import Final, Protocol
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
 
-import numpy
+from miniguest.deploy.bench import net_paths
+from miniguest.deploy.bench.rows import Measured, row
+from miniguest.deploy.bench.windows import interleave
 
-from miniguest.backend.netback.tap import Tap
-from miniguest.deploy.children import Children
-from miniguest.deploy.stress.frames import hello
-from miniguest.deploy.stress.lan import Lan, lan, mac_of
-from miniguest.frontend.netfront import Netfront
-from miniguest.ring.process import Process
-
-WINDOWS: Final = {60: 100_000, 1500: 60_000, 9000: 20_000, 65535: 4_000}       # frames, by their size in bytes
-BATCH: Final = 256                      # frames that are put with one call
-CACHED: Final = 256 << 10               # and bytes: what is sent lies in a cache, as it does on the other paths
-SENDER: Final = 1
-RECEIVER: Final = 2
-CLONE_NEWUSER: Final = 0x10000000
-CLONE_NEWNET: Final = 0x40000000
-TAP_NAME: Final = "mgbench"
-TAP_MTU: Final = 65521
-WINDOW: Final = struct.Struct("<qq")    # size, number of frames
-WATCHDOG: Final = 60.0                  # seconds for a window
-GRACE: Final = 1.0
+WAYS: Final = {
+    "vif, zmq": "", "vif, fifo": ", fifo", "unix": ", AF_UNIX datagrams", "tap": ", write to a TAP",
+    "memcpy": ", memcpy on one core",
+}
+BULK: Final = 65535                     # bytes: from here on bytes are counted instead of frames
 
 
-class Path(Protocol):
-    """A way for frames to go."""
-
-    def run(self, size: int, count: int) -> float:
-        """Seconds that `count` frames of `size` bytes took."""
-        ...
-
-
-class Pipe:
-    """Pairs of numbers on their way from one process to another."""
-
-    def __init__(self) -> None:
-        self.reader, self.writer = os.pipe()
-        for end in (self.reader, self.writer):
-            weakref.finalize(self, os.close, end)
-
-    def say(self, first: int = 0, second: int = 0) -> None:
-        """Send two numbers."""
-        os.write(self.writer, WINDOW.pack(first, second))
-
-    def hear(self) -> tuple[int, int]:
-        """Wait for two numbers."""
-        first, second = WINDOW.unpack(os.read(self.reader, WINDOW.size))
-        return first, second
-
-    def answer(self) -> tuple[int, int]:
-        """The same, with a watchdog. TimeoutError when none come."""
-        if not select.select([self.reader], [], [], WATCHDOG)[0]:
-            raise TimeoutError(f"no answer in {WATCHDOG:g} s")
-        return self.hear()
-
-
-def frame_of(size: int, source: bytes, target: bytes) -> bytes:
-    """A frame of an ethertype that nobody knows."""
-    return (target + source + b"\x88\xb5").ljust(size, b"\x5a")
-
-
-class _Sender:
-    """The process that sends, a window at a time."""
-
-    def __init__(self, process: Process, netfront: Netfront, orders: Pipe, connected: Pipe) -> None:
-        (self.queue,) = netfront.queues
-        self.netfront = netfront
-        self.orders = orders
-        self.left = self.first = 0
-        self.call_soon = process.loop.call_soon
-        self.data, self.lengths = bytearray(), numpy.zeros(0, numpy.uint32)
-        self.queue.receive.post()
-        self.queue.receive.push()
-        self.queue.receive_port.notify()
-        netfront.attend = self.on_event
-        process.loop.on_fd(orders.reader, self.on_order)
-        connected.say()
-
-    def on_order(self) -> None:
-        size, self.left = self.orders.hear()
-        batch = min(BATCH, max(1, CACHED // size))
-        self.data = bytearray(frame_of(size, mac_of(SENDER), mac_of(RECEIVER)) * batch)
-        self.lengths = numpy.full(batch, size, numpy.uint32)
-        self.first = 0
-        self.on_event(0)
-
-    def on_event(self, _: int) -> bool:
-        transmit = self.queue.transmit
-        while True:
-            moved = transmit.take()
-            moved += self.put() if self.left else 0
-            if not moved and not transmit.final_check():
-                return True
-
-    def put(self) -> int:
-        size = int(self.lengths[0])
-        until = min(len(self.lengths), self.first + self.left)
-        count = self.queue.transmit.put(self.data, self.lengths[:until].data, self.first, self.first * size)
-        self.first = (self.first + count) % len(self.lengths)
-        self.left -= count
-        if count and self.queue.transmit.push():
-            self.queue.transmit_port.notify()
-        return count
-
-
-class _Receiver:
-    """The process that receives, and says when all of a window is there."""
-
-    def __init__(self, process: Process, netfront: Netfront, orders: Pipe, done: Pipe) -> None:
-        (self.queue,) = netfront.queues
-        self.done = done
-        self.wanted = 0
-        self.orders = orders
-        receive, transmit = self.queue.receive, self.queue.transmit
-        receive.post()
-        receive.push()
-        self.queue.receive_port.notify()
-        netfront.attend = self.on_event
-        process.loop.on_fd(orders.reader, self.on_order)
-        transmit.put_frame(hello(netfront.mac))
-        transmit.push()
-        self.queue.transmit_port.notify()
-
-    def on_order(self) -> None:
-        _, count = self.orders.hear()
-        self.wanted = self.queue.receive.frames + count
-        self.done.say()
-
-    def on_event(self, _: int) -> bool:
-        receive, transmit = self.queue.receive, self.queue.transmit
-        if transmit.take():                     # the switch has heard our hello, and will not flood what is for us
-            self.done.say()
-        while True:
-            count = receive.take()
-            if receive.post() and receive.push():
-                self.queue.receive_port.notify()
-            if count and receive.frames == self.wanted:
-                self.done.say()
-            if not count and not receive.final_check():
-                return True
-
-
-class VifPath:
-    """From one domain's vif to another's."""
-
-    def __init__(self, switch: Lan) -> None:
-        self._switch = switch
-        self._to_sender, self._to_receiver, self._done = Pipe(), Pipe(), Pipe()
-        switch.station(SENDER, self._send)
-        self._wait()
-        switch.station(RECEIVER, self._receive)
-        self._wait()
-
-    def _send(self, process: Process, netfront: Netfront) -> Callable[[], bool]:
-        _Sender(process, netfront, self._to_sender, self._done)
-        return lambda: False
-
-    def _receive(self, process: Process, netfront: Netfront) -> Callable[[], bool]:
-        _Receiver(process, netfront, self._to_receiver, self._done)
-        return lambda: False
-
-    def run(self, size: int, count: int) -> float:
-        """See Path."""
-        self._to_receiver.say(size, count)
-        self._wait()                            # it counts from here
-        start = time.perf_counter()
-        self._to_sender.say(size, count)
-        self._wait()
-        return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        try:
-            self._done.answer()
-        except TimeoutError:
-            self._switch.finish(0)              # says who has died, or that they hang
-
-
-class UnixPath:
-    """Datagrams from this process to another."""
-
-    def __init__(self, children: Children) -> None:
-        self._orders, self._answers = Pipe(), Pipe()
-        self._mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        children.spawn("bench-unix", lambda: self._receive(other))
-        other.close()
-        # Not settimeout: that polls before every datagram.
-        self._mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(WATCHDOG), 0))
-
-    def _receive(self, end: socket.socket) -> None:
-        buffer = bytearray(max(WINDOWS))
-        while True:
-            _, count = self._orders.hear()
-            for _ in range(count):
-                end.recv_into(buffer)
-            self._answers.say()
-
-    def close(self) -> None:
-        """Let go of the socket."""
-        self._mine.close()
-
-    def run(self, size: int, count: int) -> float:
-        """See Path."""
-        frame, send = frame_of(size, mac_of(SENDER), mac_of(RECEIVER)), self._mine.send
-        self._orders.say(size, count)
-        start = time.perf_counter()
-        for _ in range(count):
-            send(frame)
-        self._answers.answer()
-        return time.perf_counter() - start
-
-
-class TapPath:
-    """Writes to a TAP, by a process in a network namespace of its own. OSError when that is not permitted."""
-
-    def __init__(self, children: Children) -> None:
-        self._orders, self._answers = Pipe(), Pipe()
-        children.spawn("bench-tap", self._write)
-        error, _ = self._answers.answer()
-        if error:
-            raise OSError(error, os.strerror(error))
-
-    def _write(self) -> None:
-        try:
-            enter_namespace()
-            tap = Tap(TAP_NAME, None, TAP_MTU)
-        except OSError as error:
-            self._answers.say(error.errno or errno.EIO)
-            return
-        self._answers.say()
-        while True:
-            size, count = self._orders.hear()
-            frame, fd = frame_of(size, mac_of(SENDER), mac_of(RECEIVER)), tap.fd
-            start = time.perf_counter_ns()
-            for _ in range(count):
-                os.write(fd, frame)
-            self._answers.say(time.perf_counter_ns() - start)
-
-    def run(self, size: int, count: int) -> float:
-        """See Path."""
-        self._orders.say(size, count)
-        return self._answers.answer()[0] / 1e9
-
-
-def enter_namespace() -> None:
-    """A network namespace of our own; in a user namespace of our own, too, for whoever is not root. OSError without."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET | (CLONE_NEWUSER if os.geteuid() else 0)):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-@contextmanager
-def paths(logs: FilePath) -> Iterator[tuple[dict[str, Path], dict[str, str]]]:
-    """Every path by name, and those that cannot be had, with the reason. logs: where their processes' go."""
-    left_out = {}
-    children = Children(logs)
-    with ExitStack() as undo:
-        undo.callback(lambda: children.stop(children.living, GRACE))
-        found: dict[str, Path] = {"unix": undo.enter_context(closing(UnixPath(children)))}
-        try:
-            found["tap"] = TapPath(children)
-        except OSError as error:
-            left_out["tap"] = error.strerror or str(error)
-        found["vif"] = VifPath(undo.enter_context(lan()))
-        yield found, left_out
-
-
-def rates(rounds: int, ways: dict[str, Path]) -> dict[tuple[str, int], list[float]]:
-    """Frames a second in each round, by path and size in bytes: all paths take turns, a window each."""
-    found: dict[tuple[str, int], list[float]] = {(name, size): [] for size in WINDOWS for name in ways}
-    for _ in range(rounds):
-        for size, count in WINDOWS.items():
-            for name, way in ways.items():
-                found[name, size].append(count / way.run(size, count))
+def measure(windows: int, peers: bool, progress: Callable[[str], None]) -> Measured:
+    """Every size over every path. There are no peers but these."""
+    found = Measured()
+    with tempfile.TemporaryDirectory(prefix="miniguest-bench-") as logs, net_paths.paths(Path(logs)) as (paths, left_out):
+        ways = {
+            f"net {size}{WAYS[way]}": partial(_window, path, size, count)
+            for size, count in net_paths.WINDOWS.items() for way, path in paths.items()
+        }
+        values = interleave(ways, windows, progress)
+    for name, seen in values.items():
+        size = int(name.split(",")[0].split()[1])
+        reference = f"net {size}{WAYS['memcpy' if size >= BULK else 'unix']}"
+        others = values[reference]
+        unit = "GB/s" if size >= BULK else "k/s"
+        found.rows.append(row(name, unit, seen, "" if name == reference else reference, others))
+    found.left_out = {f"net{WAYS[way]}": reason for way, reason in left_out.items()}
     return found
+
+
+def _window(path: net_paths.Path, size: int, count: int) -> float:
+    """Thousands of frames a second, or GB a second of the big ones."""
+    rate = count / path.run(size, count)
+    return rate * size / 1e9 if size >= BULK else rate / 1e3

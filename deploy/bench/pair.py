@@ -71,7 +71,9 @@ Drive = Callable[[float], tuple[int, float]]    # for so many seconds: how much 
 class Pair:
     """A client that drives and a server that answers. Each is made in its own process: PairError when that fails."""
 
-    def __init__(self, children: Children, logs: Path, name: str, client: Callable[[], Drive], server: Callable[[], Serve]) -> None:
+    def __init__(
+        self, children: Children, logs: Path, name: str, client: Callable[[], Drive], server: Callable[[], Serve]
+    ) -> None:
         self._logs = logs
         self._over = Flag()
         self._to_client, self._to_server, self._answers = Pipe(), Pipe(), Pipe()

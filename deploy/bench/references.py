@@ -54,6 +54,7 @@ class Program:
     """A reference that runs: every line of seconds that it reads is a window, and answered with a line of numbers."""
 
     def __init__(self, name: str, *arguments: str | int) -> None:
+        self._name = name
         self._process = subprocess.Popen(
             [build(name), *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -67,9 +68,10 @@ class Program:
             pass                                # the next line says it
         answer = self._process.stdout.readline()
         if not answer:
-            raise MissingReferenceError(f"{self._process.args} ended with status {self._process.wait()}")
+            raise MissingReferenceError(f"the reference {self._name} ended with status {self._process.wait()}")
         return [float(word) for word in answer.split()]
 
     def close(self) -> None:
-        """Let it end."""
+        """End it. Closing its input would not do: processes that were forked since have that open, too."""
+        self._process.kill()
         self._process.communicate()
