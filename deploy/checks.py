@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from miniguest.deploy import firmware
+from miniguest.deploy import engines, firmware
 from miniguest.deploy.errors import FirmwareError, TopologyError
 from miniguest.deploy.files import Files
 from miniguest.deploy.network import NetworkChecker
@@ -37,6 +37,10 @@ def check(topology: Topology, file: Path) -> Topology:
     network = NetworkChecker(file, topology, checker.files)
     links = network.links()
     guests = tuple(checker.guest(f"guest[{i}]", guest, network) for i, guest in enumerate(topology.guest))
+    for i, guest in enumerate(guests):
+        if trouble := engines.trouble(guest, topology.clock):
+            key, message = trouble
+            checker.fail(f"guest[{i}].{key}", message)
     return msgspec.structs.replace(topology, guest=guests, link=links)
 
 
@@ -113,6 +117,7 @@ class _Checker:
             guest,
             firmware=str(self.firmware(f"{key}.firmware", guest.firmware)),
             serial=self.serial(f"{key}.serial", guest.serial),
+            trace=self.trace(f"{key}.trace", guest),
             disk=self.disks(f"{key}.disk", guest.disk),
             vif=network.vifs(f"{key}.vif", guest.name, guest.vif),
         )
@@ -135,6 +140,18 @@ class _Checker:
             return firmware.find(word, self.base)
         except FirmwareError as error:
             raise TopologyError(self.file, key, str(error)) from None
+
+    def trace(self, key: str, guest: Guest) -> Path | None:
+        if guest.engine == "replay" and guest.trace is None:
+            self.fail(key, 'missing: engine = "replay" plays a trace')
+        if guest.trace is None:
+            return None
+        if guest.engine != "replay":
+            self.fail(key, 'only engine = "replay" plays a trace')
+        path = self.base / guest.trace
+        if trouble := self.files.read(key, path):
+            self.fail(key, trouble)
+        return path
 
     def serial(self, key: str, word: str) -> str:
         if word in ("stdio", "pty"):

@@ -20,7 +20,7 @@ from typing import BinaryIO, NoReturn
 import click
 from rich.console import Console
 
-from miniguest.deploy import images, report, topology
+from miniguest.deploy import engines, images, report, topology
 from miniguest.deploy.errors import Interrupted, TopologyError
 from miniguest.deploy.images import FirstLight
 from miniguest.deploy.report import RunResult
@@ -45,8 +45,10 @@ def cli() -> None:
 @click.option("--runtime", metavar="DIR", type=click.Path(path_type=Path),
               help="Runtime directory, absent or empty; otherwise one on a tmpfs.")
 @click.option("--json", "json_file", metavar="FILE|-", help="Write the result as JSON; '-' moves all else to stderr.")
+@click.option("--record", metavar="FILE", type=click.Path(path_type=Path),
+              help="Write every exit of the guest to FILE, for engine = \"replay\".")
 def run(file: Path | None, disk: Path | None, timeout: float | None, runtime: Path | None,
-        json_file: str | None) -> int:
+        json_file: str | None, record: Path | None) -> int:
     """Run the guests of a TOPOLOGY to their end, then print their exits.
 
     Without TOPOLOGY and --disk: builds a GRUB image that hashes a file of random bytes, boots it and compares the hash.
@@ -64,10 +66,12 @@ def run(file: Path | None, disk: Path | None, timeout: float | None, runtime: Pa
             first_light = _first_light(undo)
             leftovers.append(first_light.image.parent)
             what = topology.of_disk(first_light.image, "first-light")
+        if record is not None:
+            undo.enter_context(engines.recording(what, record))
         output = _Output(json_file, undo)
         directory = undo.enter_context(runtime_directory(what, runtime))
         progress(f"{what.name}: runtime directory {directory}")
-        result = start(what, directory, timeout, output.console, leftovers)
+        result = start(what, directory, timeout, output.console, leftovers, record)
         output.write(result)
         return _status(result) or _compare(first_light, result, output)
 
@@ -84,13 +88,14 @@ def bench(arguments: tuple[str, ...]) -> int:
 
 
 def start(
-    what: Topology, directory: Path, timeout: float | None, console: BinaryIO, leftovers: Sequence[Path]
+    what: Topology, directory: Path, timeout: float | None, console: BinaryIO, leftovers: Sequence[Path],
+    record: Path | None = None,
 ) -> RunResult:
     """Hand over to the supervisor, which is loaded only now: wrong options are answered sooner without it."""
     from miniguest.deploy import supervisor
 
     return supervisor.run(
-        what, runtime=directory, timeout=timeout, console=console, progress=progress, leftovers=leftovers
+        what, runtime=directory, timeout=timeout, console=console, progress=progress, leftovers=leftovers, record=record
     )
 
 

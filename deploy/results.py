@@ -12,7 +12,7 @@ from miniguest.ring.exits import ExitRow, exits_path, read_exits
 from miniguest.ring.statistics import read_statistics, read_vif_statistics, statistics_path
 
 
-def guest_report(runtime: Path, guest: Guest, domid: int, stub: int, ended: report.Ended) -> report.Guest:
+def guest_report(runtime: Path, guest: Guest, engine: str, domid: int, stub: int, ended: report.Ended) -> report.Guest:
     """One guest's part of the report."""
     rows = [_row(row) for row in read_exits(exits_path(runtime, domid))]
     disks = []
@@ -21,7 +21,7 @@ def guest_report(runtime: Path, guest: Guest, domid: int, stub: int, ended: repo
         disks.append(report.Disk(counted["requests"], counted["bytes_read"], counted["bytes_written"]))
     exits = report.Exits.of_rows(rows)
     return report.Guest(
-        name=guest.name, domid=domid, engine="unicorn", device_model="domain", ended=ended,
+        name=guest.name, domid=domid, engine=engine, device_model="domain", ended=ended,
         console=_console(runtime, stub), exits=exits, disks=tuple(disks),
         vifs=tuple(_vifs(runtime, guest, domid, stub, exits)),
     )

@@ -7,6 +7,7 @@ from typing import Final
 from miniguest.deploy.stress.blk import pass_blocks
 from miniguest.deploy.stress.boots import boot
 from miniguest.deploy.stress.events import ask_and_answer
+from miniguest.deploy.stress.exits import ask_and_halt
 from miniguest.deploy.stress.grants import map_and_unmap
 from miniguest.deploy.stress.net import pass_frames
 from miniguest.deploy.stress.rings import BLKIF, BLKIF_16, NETIF_RX, NETIF_TX, pass_requests
@@ -17,6 +18,8 @@ PLAN: Final[tuple[tuple[str, Callable[[], object]], ...]] = (
     ("a million events, zmq", lambda: ask_and_answer(500_000, "zmq", seed=11, seconds=WATCHDOG)),
     ("a million events, fifo", lambda: ask_and_answer(500_000, "fifo", seed=12, seconds=WATCHDOG)),
     ("a million events in salvos on three ports", lambda: ask_and_answer(500_000, "fifo", ports=3, seed=13, seconds=WATCHDOG)),
+    ("a million exits, stirred, zmq", lambda: ask_and_halt(1_000_000, "zmq", seed=15, seconds=WATCHDOG)),
+    ("a million exits, stirred, busy cores, fifo", lambda: ask_and_halt(1_000_000, "fifo", 16, WATCHDOG, hogs=2)),
     ("half a million requests one at a time", lambda: pass_requests(500_000, NETIF_RX, "fifo", 14, True, 1, WATCHDOG)),
     ("50 million requests, netif tx", lambda: pass_requests(50_000_000, NETIF_TX, seconds=WATCHDOG)),
     ("40 million requests, netif rx", lambda: pass_requests(40_000_000, NETIF_RX, "fifo", seconds=WATCHDOG)),

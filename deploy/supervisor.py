@@ -4,6 +4,7 @@ Guest n (from 0) is domain 2n + 1 and its mini-guest domain 2n + 2. Whatever hap
 dies the supervisor ends the others, and when the supervisor itself is killed the hypervisor does.
 """
 import contextlib
+import gc
 import os
 import sys
 import termios
@@ -18,7 +19,7 @@ from miniguest.backend.blkback import process as blkback
 from miniguest.backend.console import process as console_backend
 from miniguest.backend.netback import process as netback
 from miniguest.backend.xenstored import process as xenstored
-from miniguest.deploy import firmware, report
+from miniguest.deploy import engines, firmware, report
 from miniguest.deploy.children import Child, Children
 from miniguest.deploy.errors import ProcessDied
 from miniguest.deploy.network import link_config
@@ -26,6 +27,7 @@ from miniguest.deploy.results import guest_report, ring_reports
 from miniguest.deploy.toolstack import Toolstack
 from miniguest.deploy.topology import Guest, Topology
 from miniguest.frontend import miniguest, vcpu
+from miniguest.frontend.engines.plan import Plan
 from miniguest.ring.abi.sched import SHUTDOWN_watchdog
 from miniguest.ring.errors import HypercallError
 from miniguest.ring.events import HYPERVISOR_SIDE
@@ -47,6 +49,7 @@ class Running:
     """A guest and its processes."""
 
     guest: Guest
+    engine: str
     domid: int
     stub: int
     mini_guest: Child
@@ -60,16 +63,16 @@ class Running:
 
 def run(
     topology: Topology, *, runtime: Path, timeout: float | None, console: BinaryIO, progress: Callable[[str], None],
-    leftovers: Sequence[Path] = (),
+    leftovers: Sequence[Path] = (), record: Path | None = None,
 ) -> report.RunResult:
     """Run a topology to the end of its guests. console: where serial lines on "stdio" go. leftovers: what else to
-    remove should the supervisor be killed.
+    remove should the supervisor be killed. record: where the trace of the one guest goes.
 
     Raises ProcessDied when a process ended that should not have.
     """
     with ExitStack() as undo:
         undo.enter_context(_keys_as_typed(topology))
-        supervisor = Supervisor(topology, runtime, console, progress, leftovers)
+        supervisor = Supervisor(topology, runtime, console, progress, leftovers, record)
         undo.callback(supervisor.kill)
         supervisor.start_dom0(undo)
         supervisor.start_guests()
@@ -80,12 +83,14 @@ class Supervisor:
     """The processes of one topology."""
 
     def __init__(
-        self, topology: Topology, runtime: Path, console: BinaryIO, progress: Callable[[str], None], leftovers: Sequence[Path]
+        self, topology: Topology, runtime: Path, console: BinaryIO, progress: Callable[[str], None],
+        leftovers: Sequence[Path], record: Path | None = None,
     ) -> None:
         self._topology = topology
         self._runtime = runtime
         self._progress = progress
         self._leftovers = leftovers
+        self._record = record
         self._console_fd = os.dup(console.fileno())
         self._children = Children(runtime)
         self._guests: list[Running] = []
@@ -111,8 +116,14 @@ class Supervisor:
 
     def start_guests(self) -> None:
         """Make the guests of the topology and start their processes, the vCPUs last."""
-        for index, guest in enumerate(self._topology.guest):
-            self._start_guest(guest, 2 * index + 1, 2 * index + 2)
+        for guest in self._topology.guest:
+            self.add_guest(guest)
+
+    def add_guest(self, guest: Guest) -> int:
+        """Make one more guest and start its processes; its domain. ProcessDied when one ends while starting."""
+        domid = 2 * len(self._guests) + 1
+        self._start_guest(guest, domid, domid + 1)
+        return domid
 
     def _xenstored(self, ready: Callable[[], None]) -> None:
         with self._process("xenstored", 0, 0) as process:
@@ -125,25 +136,31 @@ class Supervisor:
     def _start_guest(self, guest: Guest, domid: int, stub: int) -> None:
         self._progress(f"{guest.name}: domain {domid}, mini-guest domain {stub}")
         bios = firmware.find(guest.firmware, Path())
+        choice = engines.choose(guest, self._topology.clock, self._record)
+        if not self._guests:
+            # What is there by now is never garbage. A child whose collector looked at it would have a copy of all of it.
+            gc.collect()
+            gc.freeze()
         self.toolstack.create_guest(self.store, guest, domid, stub, self._topology.link)
+        if choice.wall_ns is not None:
+            self.toolstack.step_clock(domid, choice.wall_ns, self._record is not None)
         alone = len(self._topology.guest) == 1
         on_stdio = [other for other in self._topology.guest if other.serial == "stdio"]
-        self.toolstack.add_console(
-            self.store, stub, guest.serial, "" if alone else f"{guest.name}| ", bool(on_stdio) and on_stdio[0] is guest
-        )
+        keys = bool(on_stdio) and on_stdio[0] is guest and not choice.deaf
+        self.toolstack.add_console(self.store, stub, guest.serial, "" if alone else f"{guest.name}| ", keys)
         child = self._spawn(f"{guest.name}-dm", stub, 0, lambda process: miniguest.main(process, domid, guest.vcpus))
         self._wait_for_device_model(child, domid, stub)
         vcpus = []
         for index in range(guest.vcpus):
             name = f"{guest.name}-vcpu{index}"
-            vcpus.append(self._spawn(name, domid, HYPERVISOR_SIDE + index, self._vcpu_main(index, bios)))
-        self._guests.append(Running(guest, domid, stub, child, vcpus))
+            vcpus.append(self._spawn(name, domid, HYPERVISOR_SIDE + index, self._vcpu_main(index, bios, choice.plan)))
+        self._guests.append(Running(guest, choice.plan.engine, domid, stub, child, vcpus))
         if guest.serial == "pty":
             name = self.store.read_text(f"/local/domain/{stub}/console/tty")
             print(f"miniguest: {guest.name}: serial line on {name}", file=sys.stderr)
 
-    def _vcpu_main(self, index: int, bios: Path) -> Callable[[Process], int]:
-        return lambda process: int(vcpu.main(process, index, bios))
+    def _vcpu_main(self, index: int, bios: Path, plan: Plan) -> Callable[[Process], int]:
+        return lambda process: int(vcpu.main(process, index, bios, plan))
 
     @contextmanager
     def _process(self, name: str, domid: int, number: int) -> Iterator[Process]:
@@ -217,7 +234,9 @@ class Supervisor:
         return report.RunResult(
             topology=self._topology.name,
             guests=tuple(
-                guest_report(self._runtime, running.guest, running.domid, running.stub, self._how(running))
+                guest_report(
+                    self._runtime, running.guest, running.engine, running.domid, running.stub, self._how(running)
+                )
                 for running in self._guests
             ),
             rings=tuple(ring for running in self._guests for ring in ring_reports(self._runtime, running.guest, running.stub)),

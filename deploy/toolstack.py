@@ -15,8 +15,10 @@ from miniguest.ring.abi.hvm_params import (
     HVM_PARAM_STORE_PFN,
 )
 from miniguest.ring.abi.xenbus import XenbusState
+from miniguest.ring.guest_clock import GuestClock
 from miniguest.ring.hypercalls import Hypercalls
 from miniguest.ring.memory import FRAME_SIZE, SPECIAL, Memory, domain_directory
+from miniguest.ring.ram_notes import notes_path
 from miniguest.ring.xenbus import write_keys
 from miniguest.ring.xenstore import Xenstore
 from miniguest.ring.xenstore.client import Value
@@ -62,6 +64,15 @@ class Toolstack:
             write_keys(store, f"{path}/card/{handle}", {"model": vif.model, "rom-frame": frame, "rom-size": len(image)})
             frame = _place_rom(memory, frame, image)
         memory.close()
+
+    def step_clock(self, domid: int, wall_ns: int, recorded: bool) -> None:
+        """Make a guest's clock one that its vCPU steps, before anything runs. wall_ns: since the epoch, at its start.
+        recorded: its device model notes what it reads."""
+        memory = Memory(domain_directory(self._runtime, domid) / "memory")
+        GuestClock.create(memory.frame(memory.special("hypervisor_info")), wall_ns)
+        memory.close()
+        if recorded:
+            notes_path(self._runtime, domid).touch(mode=0o600)
 
     def create_domain(self, store: Xenstore, domid: int, name: str, memory: int) -> None:
         """A domain of `memory` bytes of RAM, its ports for xenstore and console, and its directory in xenstore."""

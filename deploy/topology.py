@@ -2,11 +2,13 @@
 
     name = "first-light"
     doorbell = "zmq"             # zmq | fifo: what rings for a process that sleeps
+    clock = "real"               # real | virtual: the guests' time goes on with the host's, or with their own work
     [[guest]]
     name = "hvm0"
     memory = 128                 # MiB
     vcpus = 1
-    engine = "auto"              # auto | unicorn
+    engine = "auto"              # auto | unicorn | kvm | replay
+    trace = "hvm0.trace"         # what replay plays: written by `miniguest run --record`
     firmware = "seabios"         # found where distributions put it, or a path
     serial = "stdio"             # or "pty", or a file; lines of several guests on stdio begin with the guest's name
     boot = "c"                   # in what order: c hard disks, n network
@@ -38,11 +40,13 @@ from miniguest.deploy.errors import TopologyError
 
 Access = Literal["rw", "ro"]
 Format = Literal["raw"]
-Engine = Literal["auto", "unicorn"]
+Engine = Literal["auto", "unicorn", "kvm", "replay"]
+Clock = Literal["real", "virtual"]
 Doorbell = Literal["zmq", "fifo"]
 Model = Literal["rtl8139", "e1000", "ne2k_pci"]
 Kind = Literal["switch", "tap", "pcap", "socket", "null"]
-_CHOICES = {"access": Access, "format": Format, "engine": Engine, "doorbell": Doorbell, "model": Model, "kind": Kind}
+_CHOICES = {"access": Access, "format": Format, "engine": Engine, "doorbell": Doorbell, "clock": Clock, "model": Model,
+            "kind": Kind}
 _T = TypeVar("_T", bound=msgspec.Struct)
 SIZE_MAX = 1 << 20          # bytes of a topology file
 
@@ -81,12 +85,13 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Guest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One HVM guest. `memory` in MiB; `firmware` and a `serial` that is a file are absolute once loaded."""
+    """One HVM guest. `memory` in MiB; `firmware`, `trace` and a `serial` that is a file are absolute once loaded."""
 
     name: str
     memory: int = 128
     vcpus: int = 1
     engine: Engine = "auto"
+    trace: Path | None = None
     firmware: str = "seabios"
     serial: str = "stdio"
     boot: str = "c"
@@ -100,6 +105,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     guest: tuple[Guest, ...]
     name: str = ""
     doorbell: Doorbell = "zmq"
+    clock: Clock = "real"
     link: dict[str, Link] = {}
 
     @property

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from miniguest.frontend.devices.device import Device, GuestMemory
 from miniguest.ring.errors import HypercallError
-from miniguest.ring.loop import Loop, Timer
+from miniguest.ring.loop import Timer
 from miniguest.ring.ranges import MEMORY, PORT
 
 ONES: Final = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF, 8: 0xFFFFFFFFFFFFFFFF}
@@ -24,6 +24,12 @@ class Claims(Protocol):
 
     def map(self, kind: int, start: int, end: int, name: str, frame: int = 0) -> None: ...
     def unmap(self, kind: int, start: int, end: int) -> None: ...
+
+
+class Timers(Protocol):
+    """Who calls a device when its time comes: the loop, or StepTimers by the guest's own time."""
+
+    def call_later(self, seconds: float, fn: Callable[[], None]) -> Timer: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -74,12 +80,12 @@ class Bus:
     """Dispatches accesses to the devices attached. clock: nanoseconds, the devices' own."""
 
     def __init__(
-        self, claims: Claims, lines: InterruptLines, memory: GuestMemory, loop: Loop, clock: Callable[[], int]
+        self, claims: Claims, lines: InterruptLines, memory: GuestMemory, timers: Timers, clock: Callable[[], int]
     ) -> None:
         self._claims = claims
         self._lines = lines
         self._memory = memory
-        self._loop = loop
+        self._timers = timers
         self._clock = clock
         self._ports: dict[int, tuple[int, Attached, Device]] = {}
         self._regions: list[tuple[int, int, Attached, Device]] = []
@@ -215,7 +221,7 @@ class Bus:
             attached.timer = None
             if due is not None:
                 delay = max(0.0, (due - self._clock()) / 1e9)
-                attached.timer = self._loop.call_later(delay, lambda: self._tick(attached))
+                attached.timer = self._timers.call_later(delay, lambda: self._tick(attached))
 
     def _tick(self, attached: Attached) -> None:
         attached.due = attached.timer = None

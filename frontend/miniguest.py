@@ -8,13 +8,14 @@ from typing import Final
 
 from miniguest.frontend.bus import MEMORY, PORT, Bus, InterruptLines
 from miniguest.frontend.consfront import Consfront
-from miniguest.frontend.devices.device import Disk
+from miniguest.frontend.devices.device import Disk, GuestMemory
 from miniguest.frontend.netfront import Netfront
 from miniguest.frontend.netfront_xenbus import parse_mac
 from miniguest.frontend.network_card import CardPlan, Unplugged
 from miniguest.frontend.own_devices import connect_disks, connect_vifs, vif_handles
 from miniguest.frontend.pages import Pages
 from miniguest.frontend.pc import Pc, Surroundings
+from miniguest.frontend.stepped import CountedDisk, NotedMemory, Outstanding, StepTimers
 from miniguest.ring import _core
 from miniguest.ring.abi.hvm_params import HVM_PARAM_CONSOLE_EVTCHN
 from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
@@ -22,18 +23,19 @@ from miniguest.ring.abi.ioreq import (
     IOREQ_READ,
     IOREQ_TYPE_COPY,
     IOREQ_TYPE_PIO,
-    STATE_IOREQ_NONE,
-    STATE_IORESP_READY,
+    IOREQ_TYPE_TIMEOFFSET,
 )
 from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from miniguest.ring.card_counters import CardCounters, card_counters_path
-from miniguest.ring.events import Port
+from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.grants import Grants
+from miniguest.ring.guest_clock import GuestClock
 from miniguest.ring.lines import LineDriver
 from miniguest.ring.memory import FRAME_SIZE, Memory
 from miniguest.ring.messages import MessageSender
 from miniguest.ring.modified import ModifiedWriter
 from miniguest.ring.process import Process
+from miniguest.ring.ram_notes import NoteWriter, notes_path
 from miniguest.ring.xenbus import Keys
 
 SPACES: Final = {IOREQ_TYPE_PIO: PORT, IOREQ_TYPE_COPY: MEMORY}
@@ -86,12 +88,16 @@ class MiniGuest:
         self._process = process
         self._target = target
         memory = process.memory(target)
-        self._slots = [_core.IoreqSlot(memory.frame(memory.special("ioreq")), index) for index in range(vcpus)]
-        self._ports = [self._bind_ioreq(memory, index) for index in range(vcpus)]
+        self._requests = _core.IoreqServer(memory.frame(memory.special("ioreq")), vcpus)
+        for index in range(vcpus):
+            self._bind_ioreq(memory, index)
+        process.loop.on_watch(self._requests, self._serve)
         self._line_driver = LineDriver(memory.frame(memory.special("irq_lines")))
         self._messages = MessageSender(memory.frame(memory.special("irq_lines")))
-        self._answering = False
         self._resetting = False
+        self._clock = GuestClock(memory.frame(memory.special("hypervisor_info")))
+        self._timers = StepTimers(self._clock) if self._clock.stepped else None
+        self._outstanding = Outstanding()
         own = process.memory(process.domid)
         self.store = process.xenstore()
         self._pages = Pages(own)
@@ -100,12 +106,18 @@ class MiniGuest:
         vifs = connect_vifs(process, self.store, self._pages, self._grants)
         self._cards = [self._plan_card(memory, handle, vifs.get(handle)) for handle in vif_handles(self.store)]
         self._boot = self.store.read_text(f"device-model/{target}/boot")
-        self._target_memory = TargetMemory(memory)
+        self._notes = _note_writer(process, target)
+        in_step = self._timers is not None or self._notes is not None
+        self._accesses = (self._read_in_step, self._write_in_step) if in_step else (self._read, self._write)
+        plain = TargetMemory(memory)
+        self._target_memory: GuestMemory = NotedMemory(plain, self._notes) if self._notes else plain
         self._console = self._connect_console(own)
         self._lines = InterruptLines(self._set_line)
-        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, process.loop, time.monotonic_ns)
+        timers = self._timers or process.loop
+        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, timers, self._clock.now)
         self._vcpus = vcpus
         self.pc = self._make_pc()
+        self._settle()
         for vif in vifs.values():
             vif.start()
 
@@ -120,12 +132,14 @@ class MiniGuest:
 
     def _make_pc(self) -> Pc:
         disks: dict[str, Disk] = dict(self.disks)
+        if self._timers:
+            disks = {vdev: CountedDisk(disk, self._outstanding) for vdev, disk in disks.items()}
         ram_size = self._process.memory(self._target).ram_size
         return Pc(self._surroundings(), ram_size, self._vcpus, disks, self._cards, self._boot)
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
-            bus=self._bus, lines=self._lines, memory=self._target_memory, clock=time.monotonic_ns, wall=time.time,
+            bus=self._bus, lines=self._lines, memory=self._target_memory, clock=self._clock.now, wall=self._clock.wall,
             power_off=lambda: self._shutdown(SHUTDOWN_poweroff), reset=self._reset,
             console=self._console.send, debug=lambda line: console_log.info("%s", line.decode("latin-1").rstrip()),
             message=self._send_message,
@@ -158,34 +172,70 @@ class MiniGuest:
         return self.pc.receive(data)
 
     # -- device requests
-    def _bind_ioreq(self, memory: Memory, index: int) -> Port:
+    def _bind_ioreq(self, memory: Memory, index: int) -> None:
         page = memory.frame(memory.special("ioreq"))
         offset = index * IOREQ_LAYOUT.size + IOREQ_LAYOUT.offset["vp_eport"]
         port = self._process.bind_interdomain(self._target, int.from_bytes(page[offset : offset + 4], "little"))
-        self._process.loop.on_port(port, lambda: self._on_ioreq(index))
-        return port
+        self._process.loop.upcall.hush(self._requests, port.number)
+        self._requests.connect(index, port)
 
-    def _on_ioreq(self, index: int) -> None:
-        slot = self._slots[index]
-        request = slot.take()
-        if isinstance(request, int):
-            # NONE and IORESP_READY: an event that came with nothing to do. We leave no request INPROCESS behind us.
-            if request not in (STATE_IOREQ_NONE, STATE_IORESP_READY):
-                self._crash(f"ioreq state {request} of vCPU {index}")
-            return
-        type_, address, data, count, size, direction, is_pointer, downwards = request
-        kind = SPACES.get(type_)
-        if kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS:
-            self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
-            return
-        self._answering = True
-        answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
+    def _serve(self) -> None:
+        self._requests.serve(self._process.loop.upcall, *self._accesses, self._other)
+        self._console.feed()
+
+    def _read(self, type_: int, address: int, size: int) -> int:
+        return self._bus.read(SPACES[type_], address, size)
+
+    def _write(self, type_: int, address: int, size: int, value: int) -> None:
+        self._bus.write(SPACES[type_], address, size, value)
         if self._resetting:
             self._finish_reset()
-        self._answering = False
-        slot.complete(answer)
-        self._ports[index].notify()
-        self._console.feed()
+
+    def _read_in_step(self, type_: int, address: int, size: int) -> int:
+        self._pass_time()
+        value = self._read(type_, address, size)
+        self._settle()
+        return value
+
+    def _write_in_step(self, type_: int, address: int, size: int, value: int) -> None:
+        self._pass_time()
+        self._write(type_, address, size, value)
+        self._settle()
+
+    def _other(self, vcpu: int, request: tuple[int, int, int, int, int, int, int, int] | int) -> int | None:
+        """A request that is no single access, or none at all."""
+        if isinstance(request, int):
+            # NONE and IORESP_READY are not told. We leave no request INPROCESS behind us.
+            self._crash(f"ioreq state {request} of vCPU {vcpu}")
+            return None
+        type_, address, data, count, size, direction, is_pointer, downwards = request
+        kind = SPACES.get(type_)
+        only_time = type_ == IOREQ_TYPE_TIMEOFFSET and self._timers is not None
+        if not only_time and (kind is None or size not in SIZES[kind] or not 1 <= count <= MAX_ELEMENTS):
+            self._crash(f"ioreq of type {type_}, {count} elements of {size} bytes")
+            return None
+        self._pass_time()
+        answer = 0
+        if kind is not None:
+            answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
+        if self._resetting:
+            self._finish_reset()
+        self._settle()
+        return answer
+
+    def _pass_time(self) -> None:
+        """Under a stepped clock: what time brought is there before the access."""
+        if self._timers:
+            self._timers.run()
+
+    def _settle(self) -> None:
+        """Under a stepped clock: all that a request leads to has happened before it is answered. And who records is told."""
+        if self._timers:
+            while self._outstanding.count and not self._process.loop.stopping:
+                self._process.loop.turn()
+            self._timers.publish()
+        if self._notes:
+            self._notes.flush()
 
     def _answer(
         self, kind: int, address: int, data: int, count: int, size: int, direction: int, is_pointer: bool, downwards: bool
@@ -218,20 +268,29 @@ class MiniGuest:
         self._shutdown(SHUTDOWN_crash)
 
     def _set_line(self, line: int, level: bool) -> None:
-        # While a request is answered the vCPU waits for the answer, and looks at the lines after it.
-        if self._line_driver.set(line, level) and not self._answering:
-            self._ports[0].notify()
+        if self._line_driver.set(line, level):
+            self._tell()
 
     def _send_message(self, vector: int) -> None:
         self._messages.send(vector)
-        if not self._answering:
-            self._ports[0].notify()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Have the vCPU look at lines and messages. While a request is answered it waits for the answer, and looks after it."""
+        if not self._requests.answering:
+            self._process.events.kick(self._target, HYPERVISOR_SIDE)
 
     def drain(self) -> None:
         """Get rid of the console's last words."""
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._console.pending and time.monotonic() < deadline:
             self._process.loop.turn(0.05)
+
+
+def _note_writer(process: Process, target: int) -> NoteWriter | None:
+    """What is told of the guest's RAM when somebody records its run."""
+    path = notes_path(process.runtime, target)
+    return NoteWriter(path) if path.exists() else None
 
 
 def main(process: Process, target: int, vcpus: int) -> None:
@@ -241,5 +300,3 @@ def main(process: Process, target: int, vcpus: int) -> None:
     process.loop.run()
     process.loop.stopping = False
     guest.drain()
-
-

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from miniguest.frontend.devices.device import Device
-from miniguest.frontend.engines.engine import Engine, Stop
-from miniguest.frontend.engines.unicorn import UnicornEngine
+from miniguest.frontend.engines.engine import Stop
+from miniguest.frontend.engines.plan import DEFAULT, Plan, Seat, assemble
+from miniguest.frontend.engines.trace import RecordingEnded, TraceError
 from miniguest.frontend.platform import Platform
 from miniguest.ring import _core
 from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
@@ -18,18 +19,21 @@ from miniguest.ring.abi.ioreq import (
     IOREQ_READ,
     IOREQ_TYPE_COPY,
     IOREQ_TYPE_PIO,
+    IOREQ_TYPE_TIMEOFFSET,
     IOREQ_WRITE,
     STATE_IORESP_READY,
 )
 from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.exits import UNCLAIMED, ExitCounters, ExitKind, exits_path
+from miniguest.ring.guest_clock import GuestClock
 from miniguest.ring.lines import LineWatcher
 from miniguest.ring.loop import DOORBELL, PENDING
 from miniguest.ring.memory import FRAME_SIZE, SHUTDOWN_OFFSET
 from miniguest.ring.messages import MessageWatcher
 from miniguest.ring.modified import ModifiedReader
 from miniguest.ring.process import Process
+from miniguest.ring.ram_notes import notes_path
 from miniguest.ring.ranges import MEMORY, PORT, Ranges
 
 log = logging.getLogger(__name__)
@@ -64,7 +68,7 @@ class Route:
 class Vcpu:
     """Exit handler of the engine, and the run loop around it."""
 
-    def __init__(self, process: Process, index: int, firmware: bytes) -> None:
+    def __init__(self, process: Process, index: int, firmware: bytes, plan: Plan) -> None:
         domid = process.domid
         memory = process.memory(domid)
         self._process = process
@@ -79,20 +83,29 @@ class Vcpu:
         self._lines = LineWatcher(memory.frame(memory.special("irq_lines")))
         self._messages = MessageWatcher(memory.frame(memory.special("irq_lines")))
         self._modified = ModifiedReader(memory.frame(memory.special("modified")))
-        self._platform = Platform(now_ns)
+        self._clock = GuestClock(self._info)
+        self._platform = Platform(self._clock.now)
         ioreq_page = memory.frame(memory.special("ioreq"))
         self._slot = _core.IoreqSlot(ioreq_page, index)
         offset = index * IOREQ_LAYOUT.size + IOREQ_LAYOUT.offset["vp_eport"]
         self._port = process.events.adopt(int.from_bytes(ioreq_page[offset : offset + 4], "little"))
-        self._loop.on_port(self._port, lambda: None)
-        self.engine: Engine = UnicornEngine(memory.map, memory.ram_size, firmware, self, self._upcall.pending_address)
+        self._upcall.hush(self._slot, self._port.number)
+        self._path = self._counters.path(self._slot, self._upcall, memory)
+        self._path.channel = self._port.channel
+        notes = notes_path(process.runtime, domid)
+        seat = Seat(
+            memory.map, memory.ram_size, firmware, self, self._upcall.pending_address, self._path, self._clock.stepped, notes
+        )
+        self.engine, self._pace = assemble(plan, seat)
         self._ranges.refresh()
+        self._path.clear(self._ranges.version)
         self._show_memory()
 
     # -- exits
     def _route(self, kind: ExitKind, address: int, size: int) -> Route:
         if self._ranges.refresh():
             self._routes = {key: route for key, route in self._routes.items() if route.device}
+            self._path.clear(self._ranges.version)
             self._show_memory()
         route = self._routes.get((kind, address, size))
         return route or self._new_route(kind, address, size)
@@ -110,6 +123,7 @@ class Vcpu:
             route = Route(self._row(kind, name, address, size), device, offset)
         else:
             route = Route(self._row(kind, claimed.name if claimed else UNCLAIMED, address, size), claimed=claimed is not None)
+            self._path.add(kind, address, size, route.row, route.claimed)
         if len(self._routes) < ROUTES:
             self._routes[kind, address, size] = route
         return route
@@ -135,6 +149,7 @@ class Vcpu:
 
     def _read(self, kind: ExitKind, type_: int, address: int, size: int) -> int:
         start = now_ns()
+        self._step()
         route = self._route(kind, address, size)
         ones = (1 << 8 * size) - 1
         if route.device:
@@ -150,6 +165,7 @@ class Vcpu:
 
     def _write(self, kind: ExitKind, type_: int, address: int, size: int, value: int) -> None:
         start = now_ns()
+        self._step()
         route = self._route(kind, address, size)
         if route.device:
             self._tick()
@@ -172,17 +188,20 @@ class Vcpu:
         route = self._route(kind, port, size)
         if not route.claimed or gpa + count * size > self._process.memory(self._process.domid).ram_size:
             return False
+        self._step()
         self._request(IOREQ_TYPE_PIO, port, gpa, count, size, direction, data_is_ptr=True)
         self._count(route.row, count, now_ns() - start)
         return True
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int] | None:
         """Counted; the engine answers."""
+        self._step()
         self._count_only(ExitKind.CPUID, leaf)
         return None
 
     def msr(self, index: int, write: bool, value: int) -> None:
         """Counted; the engine executes it."""
+        self._step()
         self._count_only(ExitKind.MSR, index)
 
     def _count_only(self, kind: ExitKind, address: int, ns: int = 0) -> None:
@@ -197,9 +216,29 @@ class Vcpu:
     def _request(
         self, type_: int, address: int, data: int, count: int, size: int, direction: int, data_is_ptr: bool = False
     ) -> int:
-        slot, upcall = self._slot, self._upcall
-        slot.start(type_, address, data, count, size, direction, data_is_ptr)
+        self._slot.start(type_, address, data, count, size, direction, data_is_ptr)
         self._port.notify()
+        self._path.channel = self._port.channel
+        if not self._answered():
+            return 0xFFFFFFFF
+        value = self._slot.finish()
+        self.look()
+        return value
+
+    def answer(self) -> int:
+        """The answer of a request that the engine's exit path has started (EXIT_STARTED)."""
+        if self._path.woken:
+            self._port.finish(self._path.woken)
+            self._path.channel = self._port.channel
+        if not self._answered():
+            return 0xFFFFFFFF
+        value = self._path.finish()
+        self.look()
+        return value
+
+    def _answered(self) -> bool:
+        """Wait for the device model's answer; False when nobody is going to."""
+        slot, upcall = self._slot, self._upcall
         while slot.state != STATE_IORESP_READY:
             woke = upcall.wait(-1, slot)
             if woke & DOORBELL:
@@ -210,15 +249,13 @@ class Vcpu:
             # that of the first request after the reset.
             if self._loop.stopping or self._shutdown() not in (0, 1 + SHUTDOWN_reboot):
                 self.engine.kick()
-                return 0xFFFFFFFF       # nobody is going to answer
-        value = slot.finish()
-        self._look()
-        return value
+                return False
+        return True
 
     def _shutdown(self) -> int:
         return self._info[SHUTDOWN_OFFSET]
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Take up what device models did: lines they drove, frames they wrote, a shutdown they asked for."""
         for line, level in self._lines.changes():
             self._platform.pic.set_line(line, level)
@@ -240,21 +277,55 @@ class Vcpu:
     def _tick(self) -> None:
         self._platform.tick()
 
+    # -- a stepped clock
+    def _step(self) -> None:
+        """An exit begins: this is its time, for the device model too."""
+        if self._pace:
+            self._clock.set(self._pace.at_exit())
+
+    def _pass_time(self) -> None:
+        """The engine stopped, or the guest slept. The device model does what is due, which it does only when asked."""
+        if self._pace:
+            self._clock.set(now := self._pace.at_stop())
+            due = self._clock.deadline
+            if due is not None and due <= now:
+                self._request(IOREQ_TYPE_TIMEOFFSET, 0, now, 1, 8, IOREQ_WRITE)
+        self._tick()
+
+    def _deadline(self) -> int:
+        """When the guest is to be stopped, by its own clock; 0 for never."""
+        due = [at for at in (self._platform.deadline(), self._clock.deadline) if at]
+        return min(due) if due else 0
+
     # -- the run loop
     def run(self) -> Ended:
         """Run the guest to its end."""
+        try:
+            ended = self._run()
+            if self._pace:
+                self._pace.end(ended.name)
+            return ended
+        except RecordingEnded as end:
+            log.info("%s", end)
+            return Ended.TIMEOUT
+        except TraceError as error:
+            log.error("the guest crashed: %s", error)
+            return Ended.CRASH
+
+    def _run(self) -> Ended:
         # First of all: a shutdown that came before this process was there to be kicked would never be looked at.
         while (ended := self._ended()) is None:
             self._inject()
-            stop = self.engine.run(self._platform.deadline())
+            due = self._deadline()
+            stop = self.engine.run(self._pace.deadline(due) if self._pace else due)
             if stop is Stop.CRASH:
                 log.error("the guest crashed: %s", self.engine.crash)
                 return Ended.CRASH
             if stop is Stop.WINDOW:
                 self._count_only(ExitKind.IRQ_WINDOW, 0)
             self._loop.collect()
-            self._tick()
-            self._look()
+            self._pass_time()
+            self.look()
             if stop is Stop.HALT and not self._shutdown():
                 if not self.engine.interruptible():
                     return Ended.HALT
@@ -266,9 +337,10 @@ class Vcpu:
         log.info("reset")
         self._info[SHUTDOWN_OFFSET] = 0
         self._routes.clear()
-        self._platform = Platform(now_ns)
+        self._path.clear(self._ranges.version)
+        self._platform = Platform(self._clock.now)
         self.engine.reset()
-        self._look()
+        self.look()
 
     def _ended(self) -> Ended | None:
         if self._shutdown() == 1 + SHUTDOWN_reboot:
@@ -286,18 +358,21 @@ class Vcpu:
         """HLT with interrupts on: sleep until there is one."""
         start = now_ns()
         while not (self._platform.pending() or self._shutdown() or self._loop.stopping):
-            deadline = self._platform.deadline()
-            self._loop.turn(max(0.0, (deadline - now_ns()) / 1e9) if deadline else -1.0)
-            self._tick()
-            self._look()
+            deadline = self._deadline()
+            if self._pace:
+                self._pace.idle(deadline, self._loop.turn)
+            else:
+                self._loop.turn(max(0.0, (deadline - now_ns()) / 1e9) if deadline else -1.0)
+            self._pass_time()
+            self.look()
         self._count_only(ExitKind.HLT, 0, now_ns() - start)
 
 
-def main(process: Process, index: int, firmware: Path) -> Ended:
+def main(process: Process, index: int, firmware: Path, plan: Plan = DEFAULT) -> Ended:
     """Run vCPU `index` of the process's domain until the guest ends."""
     if process.vcpu != HYPERVISOR_SIDE + index:
         raise ValueError(f"vCPU {index}'s process must be vcpu {HYPERVISOR_SIDE + index}, not {process.vcpu}")
-    vcpu = Vcpu(process, index, firmware.read_bytes())
+    vcpu = Vcpu(process, index, firmware.read_bytes(), plan)
     try:
         return vcpu.run()
     finally:

@@ -13,7 +13,6 @@ cdef enum:                     # xen.h, struct shared_info and vcpu_info on x86-
     DESCRIPTOR = 2
     PENDING = 4
     WATCHED = 8
-    IORESP_READY = 3           # hvm/ioreq.h STATE_IORESP_READY
 
 
 cdef inline int set_pending(uint8_t *pages, uint32_t vcpu, uint32_t port) noexcept nogil:
@@ -129,13 +128,38 @@ cdef class Upcall(Shared):
                 bits &= bits - 1
         return ports
 
-    cdef inline bint _hit(self, uint8_t *state) noexcept nogil:
-        return ld8(self.info + UPCALL_PENDING) or (state != NULL and ld8(state) & 15 == IORESP_READY)
+    def hush(self, IoreqWatch watch not None, uint32_t port):
+        """Events on `port`, which this vCPU takes, only tell of what `watch` sees: the port is masked but for while a
+        wait with `watch` sleeps."""
+        if watch.nr_hushed == MOST_HUSHED:
+            raise ValueError("too many ports for one watch")
+        self.mask_port(port)
+        watch.hushed[watch.nr_hushed] = port
+        watch.nr_hushed += 1
 
-    cdef bint _spin(self, uint8_t *state, int64_t limit) noexcept nogil:
+    cdef void _listen(self, IoreqWatch watch) noexcept nogil:
+        """Unmask the ports of a watch, before its slots are looked at for the last time. What was pending is in the slots."""
+        cdef uint32_t i, port
+        for i in range(watch.nr_hushed):
+            port = watch.hushed[i]
+            and64(self.pending + (port >> 6), ~(<uint64_t>1 << (port & 63)))
+            and64(self.mask + (port >> 6), ~(<uint64_t>1 << (port & 63)))
+
+    cdef void _hush_again(self, IoreqWatch watch) noexcept nogil:
+        cdef uint32_t i, port
+        for i in range(watch.nr_hushed):
+            port = watch.hushed[i]
+            or64(self.mask + (port >> 6), <uint64_t>1 << (port & 63))
+
+    cdef inline bint _hit(self, IoreqWatch watch) noexcept nogil:
+        return ld8(self.info + UPCALL_PENDING) or watch.hit()
+
+    cdef bint _spin(self, IoreqWatch watch, int64_t limit, bint events) noexcept nogil:
+        """Spin until `watch` hits or, if `events`, a port is pending; False when that takes longer than `limit` ns, or
+        somebody else wants the core."""
         cdef uint64_t start = monotonic_ns(), now = start, after
         cdef int k = 0
-        while not self._hit(state):
+        while not (watch.hit() or (events and ld8(self.info + UPCALL_PENDING))):
             cpu_pause()
             k += 1
             if k & 15:
@@ -148,45 +172,48 @@ cdef class Upcall(Shared):
                 after = monotonic_ns()
                 if <int64_t>(after - now) > self.late_yield_ns:    # somebody wants this core: sleep for a while
                     self.quiet_until = after + <uint64_t>self.quiet_ns
-                    return self._hit(state)
+                    return watch.hit() or (events and ld8(self.info + UPCALL_PENDING))
         return True
 
-    cpdef int wait(self, int64_t timeout_ns=-1, IoreqSlot watch=None):
+    cpdef int wait(self, int64_t timeout_ns=-1, IoreqWatch watch=None):
         """Wait until a port is pending, a descriptor is readable or `timeout_ns` passed (-1: for ever).
 
         Bits of the answer: 1 the doorbell's descriptor, 2 the other descriptor, 4 a port is pending, 8 the watched
-        ioreq is answered; 0 at the timeout or after a signal (the caller's interpreter runs its handler and calls
+        slots have something to do; 0 at the timeout or after a signal (the caller's interpreter runs its handler and calls
         again). The GIL is released. Spins first, then unmasks the upcall and sleeps.
         """
-        cdef uint8_t *state = NULL if watch is None else watch.state_at
         cdef int64_t spin = self.spin_ns
         cdef uint64_t start
         cdef int woke = 0
-        if self._hit(state):
-            return self._answer(state, 0)
+        if watch is None:
+            watch = NO_SLOTS
+        if self._hit(watch):
+            return self._answer(watch, 0)
         with nogil:
             start = monotonic_ns()
             if 0 <= timeout_ns < spin:
                 spin = timeout_ns
-            if spin and start >= self.quiet_until and self._spin(state, spin):
+            if spin and start >= self.quiet_until and self._spin(watch, spin, True):
                 self.spun += 1
             else:
                 if timeout_ns > 0:             # what the spin took is gone
                     timeout_ns = max(<int64_t>0, timeout_ns - <int64_t>(monotonic_ns() - start))
+                self._listen(watch)
                 st8(self.info + UPCALL_MASK, 0)
-                # Full barrier: without it our look at pending could pass the clearing of the mask; a sender that set
-                # pending and then read the mask as 1 would not ring, and we would sleep on a pending event.
+                # Full barrier: without it our look at pending, and at the slots, could pass the clearing of the masks; a
+                # sender that set pending and then read a mask as 1 would not ring, and we would sleep on its event.
                 mb()
-                if not self._hit(state):
+                if not self._hit(watch):
                     self.slept += 1
                     woke = poll_two(self.doorbell, self.descriptor, timeout_ns)
                 st8(self.info + UPCALL_MASK, 1)
-        return self._answer(state, woke)
+                self._hush_again(watch)
+        return self._answer(watch, woke)
 
-    cdef int _answer(self, uint8_t *state, int woke) noexcept:
+    cdef int _answer(self, IoreqWatch watch, int woke) noexcept:
         if ld8(self.info + UPCALL_PENDING):
             woke |= PENDING
-        if state != NULL and ld8(state) & 15 == IORESP_READY:
+        if watch.hit():
             woke |= WATCHED
         return woke
 
@@ -196,6 +223,7 @@ cdef class Upcall(Shared):
 
 
 NOTHING = []
+cdef IoreqWatch NO_SLOTS = IoreqWatch(bytearray(1))
 cdef enum:                     # one u64 per port of a domain's event channel table; the hypervisor alone writes it
     EVTCHNSTAT_interdomain = 2
 
@@ -226,9 +254,12 @@ cdef class Channel:
         self.expected = <uint64_t>remote_port << 32 | <uint64_t>remote_domid << 16 | EVTCHNSTAT_interdomain
         self.remote_expected = <uint64_t>port << 32 | <uint64_t>domid << 16 | EVTCHNSTAT_interdomain
 
-    cpdef int send(self) noexcept:
+    def send(self):
         """EVTCHNOP_send. -1: the channel is no longer connected as it was; 0: sent, nobody to wake;
         v + 1: sent, ring the doorbell of the remote domain's vcpu v."""
+        return self._send()
+
+    cdef int _send(self) noexcept nogil:
         cdef uint64_t remote, now
         cdef uint32_t vcpu
         cdef int wake

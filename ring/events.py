@@ -31,7 +31,10 @@ class Port:
 
     def notify(self) -> None:
         """EVTCHNOP_send. Nothing happens while the other end is not bound, or is gone."""
-        woken = self._send()
+        self.finish(self._send())
+
+    def finish(self, woken: int) -> None:
+        """What is left to do after `channel.send()` said `woken`: nothing after 0."""
         if woken < 0 and self._channel is not None:
             # The channel is not what it was: the peer may have died and its successor be bound already, which has
             # looked at its ring before what this tells of. A successor that binds later starts out with an event.
@@ -40,11 +43,17 @@ class Port:
         if woken > 0:
             self._events.bells.ring(self._remote, woken - 1)
 
-    def _send(self) -> int:
-        """What _core.Channel.send answers; -1, too, when there is no channel."""
+    @property
+    def channel(self) -> _core.Channel | None:
+        """The compiled sender, for compiled code to send by itself; None while the other end is not bound."""
         if self._channel is None:
             self._connect()
-        return -1 if self._channel is None else self._channel.send()
+        return self._channel
+
+    def _send(self) -> int:
+        """What _core.Channel.send answers; -1, too, when there is no channel."""
+        channel = self.channel
+        return -1 if channel is None else channel.send()
 
     def _retire(self) -> None:
         self._retired = (self.sent, self.saved)
@@ -128,6 +137,11 @@ class Events:
         pages = self._memories[self.domid].info_pages
         if _core.raise_port(pages, self.vcpu, number):
             self.bells.ring(self.domid, self.vcpu)
+
+    def kick(self, domid: int, vcpu: int) -> None:
+        """Have a vCPU look at its state, without any port."""
+        if _core.kick_vcpu(self._memory(domid).info_pages, vcpu):
+            self.bells.ring(domid, vcpu)
 
     def close_port(self, port: Port) -> None:
         """EVTCHNOP_close on one of our ports; closing twice is nothing."""

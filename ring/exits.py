@@ -12,7 +12,7 @@ from typing import Final
 import numpy
 
 from miniguest.ring import _core
-from miniguest.ring.memory import domain_directory
+from miniguest.ring.memory import Memory, domain_directory
 
 UNCLAIMED: Final = "unclaimed"
 SIZE: Final = 64 + 64 * 4095
@@ -67,6 +67,13 @@ class ExitCounters:
         finally:
             os.close(fd)
         self.count = self._table.count          # (row, elements, nanoseconds), called at every exit
+
+    def path(self, slot: _core.IoreqSlot, upcall: _core.Upcall, memory: Memory) -> _core.ExitPath:
+        """The compiled way of exits to the device model, counted here. memory: the domain's."""
+        lines, modified, ranges, info = (
+            memory.frame(memory.special(name)) for name in ("irq_lines", "modified", "ranges", "hypervisor_info")
+        )
+        return _core.ExitPath(slot, upcall, self._table, lines, modified, ranges, info)
 
     def row(self, kind: ExitKind, device: str, address: int, size: int) -> int:
         """A new row. When the table is full everything else is counted on its last row."""

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from miniguest.ring._core import IoreqSlot
+from miniguest.ring._core import IoreqSlot, IoreqWatch
 from miniguest.ring.events import Events, Port
 
 DOORBELL: Final = 1                     # bits of Upcall.wait's answer
 DESCRIPTOR: Final = 2
 PENDING: Final = 4
+WATCHED: Final = 8
 PATIENCE: Final = 64                    # turns full of events before descriptors are looked at anyway
 
 Handler = Callable[[], None]
@@ -48,6 +49,8 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._turns = 0
+        self._watch: IoreqWatch | None = None
+        self._watched: Handler = lambda: None
         self.stopping = False
 
     def on_port(self, port: Port, handler: Handler) -> None:
@@ -72,6 +75,10 @@ class Loop:
         if self._fds.pop(fd, None):
             self._epoll.unregister(fd)
 
+    def on_watch(self, watch: IoreqWatch, handler: Handler) -> None:
+        """Call `handler` whenever what `watch` looks at has something to do."""
+        self._watch, self._watched = watch, handler
+
     def call_soon(self, fn: Handler) -> None:
         """Call `fn` in the next turn."""
         self._soon.append(fn)
@@ -94,9 +101,11 @@ class Loop:
     def turn(self, timeout: float = -1.0, watch: IoreqSlot | None = None) -> None:
         """Wait for something to happen (at most `timeout` seconds, -1: for ever; no longer than until `watch` is
         answered), then handle all that did."""
-        woke = self.upcall.wait(self._wait_ns(timeout), watch)
+        woke = self.upcall.wait(self._wait_ns(timeout), watch or self._watch)
         if woke & DOORBELL:
             self.events.doorbell.drain()
+        if woke & WATCHED and watch is None:
+            self._watched()
         self.collect()
         self._turns += 1
         if woke & DESCRIPTOR or (self._fds and self._turns % PATIENCE == 0):

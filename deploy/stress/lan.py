@@ -20,7 +20,6 @@ from miniguest.ring.process import XENSTORED_SOCKET, Process
 from miniguest.ring.statistics import read_vif_statistics, statistics_path
 from miniguest.ring.xenstore import SocketTransport, Xenstore
 
-FIRST_HOG: Final = 8                    # dom0's vCPU
 LINK: Final = "lan"
 MEMORY: Final = 4 << 20                 # of a station, and QUEUE_MEMORY for each queue: two rings of pages, their buffers
 QUEUE_MEMORY: Final = 3 << 20
@@ -54,7 +53,7 @@ class Lan:
             ground.finish(0)                    # says why it died
             raise
         self.netback = ground.start("netback", 0, 3, lambda process: netback.main(process, {LINK: LinkConfig()}))
-        self._hogs = [ground.start(f"hog{index}", 0, FIRST_HOG + index, _compute) for index in range(hogs)]
+        ground.busy_cores(hogs)
         self._stations: list[Child] = []
         self._toolstack = Toolstack(ground.runtime, ground.hypercalls)
 
@@ -92,19 +91,14 @@ class Lan:
 
         StressError when one did not, or the watchdog's time is up.
         """
-        lasting = [child.name for child in (*self._hogs, self.netback, self._xenstored)]
+        lasting = [child.name for child in (self.netback, self._xenstored)]
         self.ground.finish(seconds, but=[*lasting, *but])
 
     def close(self) -> None:
         """End what still runs: those first who have something to tell the others."""
-        for child in (*self._hogs, *self._stations, self.netback, self._xenstored):
+        for child in (*self._stations, self.netback, self._xenstored):
             self.ground.end(child)
         self.store.close()
-
-
-def _compute(process: Process) -> None:
-    while not process.loop.stopping:
-        pass
 
 
 @contextmanager

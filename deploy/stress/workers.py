@@ -57,6 +57,18 @@ class Workers:
         self._workers.append(child)
         return child
 
+    def busy_cores(self, count: int) -> None:
+        """Processes that do nothing but want a core, as long as this lives."""
+        parent = os.getpid()
+
+        def compute() -> None:
+            die_with(parent)
+            while True:
+                pass
+
+        for index in range(count):
+            self._children.spawn(f"hog{index}", compute)
+
     def kill(self, child: Child, after: float) -> None:
         """kill -9, once `after` seconds have passed, unless it ended by itself before; buried on return."""
         deadline = time.monotonic() + after

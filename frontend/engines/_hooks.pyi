@@ -2,34 +2,41 @@
 
 from collections.abc import Callable
 
+from miniguest.frontend.engines.engine import ExitHandler
+from miniguest.ring._core import ExitPath
+
 STOP_NONE: int
 STOP_KICK: int
 STOP_TIMER: int
 STOP_WINDOW: int
 
 class Watch:
-    def __init__(
-        self,
-        emu_stop: int,
-        reg_read: int,
-        vmem_read: int,
-        vmem_translate: int,
-        upcall: int,
-        on_msr: Callable[[int, int, int], None],
-    ) -> None: ...
-    def holds_code(self, gpa: int, size: int) -> bool: ...
-    def forget_code(self) -> None: ...
+    error: BaseException | None
     stopped: int
     want_interrupt: bool
     request: bool
     deadline_ns: int
+    left_flat: bool
+    def __init__(
+        self,
+        functions: tuple[int, ...],
+        upcall: int,
+        handler: ExitHandler,
+        string_in: Callable[[int, int], int],
+        string_out: Callable[[int, int, int], None],
+        on_msr: Callable[[int, int, int], None],
+        path: ExitPath | None = None,
+    ) -> None: ...
+    def holds_code(self, gpa: int, size: int) -> bool: ...
+    def forget_code(self) -> None: ...
+    def forget_strings(self) -> None: ...
+    def region(self, start: int) -> int: ...
     @property
-    def block(self) -> int: ...
+    def blocks(self) -> int: ...
+    def limit_blocks(self, count: int) -> None: ...
     @property
     def shadow(self) -> bool: ...
     @property
     def address(self) -> int: ...
     @property
-    def block_callback(self) -> int: ...
-    @property
-    def edge_callback(self) -> int: ...
+    def callbacks(self) -> dict[str, int]: ...

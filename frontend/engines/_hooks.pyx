@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
-"""The Unicorn callbacks that run at every block: kicks, timers and interrupt windows; and what is done with new blocks:
-noting which frames hold translated code, and the search for RDMSR and WRMSR.
+"""The Unicorn callbacks that run often: at every block (kicks, timers and interrupt windows), at new blocks (which frames
+hold translated code, the search for RDMSR and WRMSR), at exits, and at every page that is first used.
 
 Unicorn itself is reached through function addresses, so that this file needs none of its headers to build.
 """
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 cdef extern from *:
@@ -22,6 +22,7 @@ cdef extern from *:
 ctypedef int (*emu_stop_fn)(void *uc) noexcept nogil
 ctypedef int (*reg_read_fn)(void *uc, int regid, void *value) noexcept nogil
 ctypedef int (*vmem_read_fn)(void *uc, uint64_t address, int prot, void *data, size_t size) noexcept nogil
+ctypedef int (*exit_fn)(void *path, int kind, uint64_t address, int size, uint64_t *value) noexcept nogil
 ctypedef int (*vmem_translate_fn)(void *uc, uint64_t address, int prot, uint64_t *physical) noexcept nogil
 
 cpdef enum:                    # Watch.stopped
@@ -31,7 +32,9 @@ cpdef enum:                    # Watch.stopped
     STOP_WINDOW = 3
 
 cdef enum:
+    UC_X86_REG_CS = 11
     UC_X86_REG_EFLAGS = 25
+    UC_X86_REG_CR0 = 50
     UC_PROT_EXEC = 4
     EFLAGS_IF = 0x200
     STI_OPCODE = 0xfb
@@ -41,6 +44,13 @@ cdef enum:
     PATIENCE = 255             # blocks between looks at the clock
     FRAME_SHIFT = 12
     FRAMES = 1 << 20           # of 4 GiB
+    STRINGS = 1024             # blocks whose search for string instructions is remembered
+    LONGEST_BLOCK = 4096       # bytes
+
+cdef struct Searched:          # a block, and whether it may hold a string instruction
+    uint64_t start
+    uint64_t end
+    bint found
 
 cdef struct State:
     emu_stop_fn emu_stop
@@ -50,7 +60,10 @@ cdef struct State:
     uint8_t *code_frames       # a bit for each frame that code was translated from
     uint8_t *upcall
     uint64_t deadline_ns
-    uint32_t blocks
+    uint32_t blocks            # looked at
+    uint32_t executed          # blocks; those that were stopped before are looked at again
+    uint32_t limit             # when `limited`: the count of executed blocks to stop at
+    uint8_t limited
     uint8_t stopped
     uint8_t want_interrupt
     uint8_t request
@@ -59,6 +72,12 @@ cdef struct State:
     uint64_t last              # the block executed last: where it begins and ends
     uint64_t end
     void *on_msr
+    void *watch                # the Watch: this struct is a part of it
+    exit_fn exit               # the exit path, NULL without one
+    void *path
+    Searched searched[STRINGS]
+    uint8_t *fetched_frames    # a bit for each frame that was ever fetched from
+    bint left_flat             # the guest pages, or has left ring 0
 
 cdef struct Block:             # unicorn.h, struct uc_tb
     uint64_t pc
@@ -123,24 +142,26 @@ cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noex
         state.stopped = STOP_KICK
     elif state.want_interrupt and opens_window(uc, state):
         state.stopped = STOP_WINDOW
-    elif not state.blocks & PATIENCE and state.deadline_ns and monotonic_ns() >= state.deadline_ns:
+    elif (state.limited and <int32_t>(state.executed - state.limit) >= 0) or (
+            not state.blocks & PATIENCE and state.deadline_ns and monotonic_ns() >= state.deadline_ns):
         state.shadow = in_shadow(uc, state, address)
         state.stopped = STOP_TIMER
     if state.stopped:
         state.emu_stop(uc)
     else:
         state.shadow = False
+        state.executed += 1
         state.last = address
         state.end = address + size
 
 
 cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexcept nogil:
     """UC_HOOK_EDGE_GENERATED: a new block. Unicorn has no hook for RDMSR and WRMSR, so find their bytes."""
-    cdef uint8_t code[4096]
+    cdef uint8_t code[LONGEST_BLOCK]
     cdef uint32_t i, size = current.size
     if size:
         note_code(uc, state, current.pc, size)
-    if size < 2 or size > 4096 or state.vmem_read(uc, current.pc, UC_PROT_EXEC, code, size):
+    if size < 2 or size > LONGEST_BLOCK or state.vmem_read(uc, current.pc, UC_PROT_EXEC, code, size):
         return
     for i in range(size - 1):
         if code[i] == 0x0f and (code[i + 1] == 0x30 or code[i + 1] == 0x32):
@@ -148,30 +169,83 @@ cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexc
                 (<object>state.on_msr)(current.pc + i, current.pc, size)
 
 
+include "_tlb.pxi"
+include "_exits.pxi"
+
+
 cdef class Watch:
     """What the callbacks look at, and what they say.
 
-    emu_stop, reg_read, vmem_read, vmem_translate: addresses of Unicorn's functions. upcall: address of the byte that stops the guest.
-    on_msr(address, block, size): bytes of RDMSR or WRMSR are at `address`.
+    functions: addresses of Unicorn's uc_emu_stop, uc_reg_read, uc_vmem_read and uc_vmem_translate. upcall: address of the
+    byte that stops the guest. handler: the engine's ExitHandler. string_in(port, size) -> value, string_out(port, size,
+    value): IN and OUT that may be string instructions. on_msr(address, block, size): bytes of RDMSR or WRMSR are at
+    `address`. path: the handler's exit path (miniguest.ring._core.ExitPath), if it has one.
     """
     cdef State state
-    cdef object on_msr
+    cdef object handler, string_in, string_out, on_msr, path
+    cdef dict regions
+    cdef public object error                   # what a handler raised
 
-    def __init__(self, uintptr_t emu_stop, uintptr_t reg_read, uintptr_t vmem_read, uintptr_t vmem_translate,
-                 uintptr_t upcall, on_msr):
+    def __init__(self, functions, uintptr_t upcall, handler, string_in, string_out, on_msr, path=None):
+        cdef uintptr_t emu_stop, reg_read, vmem_read, vmem_translate
+        emu_stop, reg_read, vmem_read, vmem_translate = functions
         self.state.emu_stop = <emu_stop_fn><void *>emu_stop
         self.state.reg_read = <reg_read_fn><void *>reg_read
         self.state.vmem_read = <vmem_read_fn><void *>vmem_read
         self.state.vmem_translate = <vmem_translate_fn><void *>vmem_translate
+        self.regions = {}
         self.state.code_frames = <uint8_t *>PyMem_Calloc(FRAMES // 8, 1)
-        if self.state.code_frames == NULL:
+        self.state.fetched_frames = <uint8_t *>PyMem_Calloc(FRAMES // 8, 1)
+        if self.state.code_frames == NULL or self.state.fetched_frames == NULL:
             raise MemoryError()
         self.state.upcall = <uint8_t *>upcall
-        self.on_msr = on_msr
+        self.handler, self.string_in, self.string_out, self.on_msr = handler, string_in, string_out, on_msr
         self.state.on_msr = <void *>on_msr
+        self.state.watch = <void *>self
+        self.path = path
+        if path is not None:
+            self.state.exit = <exit_fn><void *><uintptr_t>path.function
+            self.state.path = <void *><uintptr_t>path.address
+
+    cdef uint64_t take_exit(self, int how, int kind, uint64_t address, int size, uint64_t value) noexcept:
+        """What the exit path left to do, or did not know. An exception ends the run, which raises it."""
+        handler = self.handler
+        try:
+            if how == EXIT_NEWS:
+                handler.look()
+            elif how == EXIT_STARTED:
+                return handler.answer() & (~<uint64_t>0 >> (64 - 8 * size))
+            elif kind == PIO_IN:
+                return handler.pio_in(address, size)
+            elif kind == PIO_OUT:
+                handler.pio_out(address, size, value)
+            elif kind == MMIO_READ:
+                return handler.mmio_read(address, size)
+            else:
+                handler.mmio_write(address, size, value)
+        except BaseException as error:
+            self._failed(error)
+        return value
+
+    cdef uint32_t take_string(self, int kind, uint32_t port, int size, uint32_t value) noexcept:
+        try:
+            if kind == PIO_IN:
+                return self.string_in(port, size)
+            self.string_out(port, size, value)
+        except BaseException as error:
+            self._failed(error)
+        return 0
+
+    cdef void _failed(self, error) noexcept:
+        if self.error is None:
+            self.error = error
+        self.state.request = True
 
     def __dealloc__(self):
         PyMem_Free(self.state.code_frames)
+        PyMem_Free(self.state.fetched_frames)
+        for region in self.regions.values():
+            PyMem_Free(<void *><uintptr_t>region)
 
     def holds_code(self, uint64_t gpa, uint64_t size):
         """Whether code may have been translated from any of `size` bytes at guest-physical `gpa`."""
@@ -182,23 +256,48 @@ cdef class Watch:
         return False
 
     def forget_code(self):
-        """All translated code is gone."""
+        """All translated code is gone, and the TLB with it."""
         memset(self.state.code_frames, 0, FRAMES // 8)
+        memset(self.state.fetched_frames, 0, FRAMES // 8)
+        self.forget_strings()
+
+    def forget_strings(self):
+        """Blocks may be other ones than they were."""
+        memset(self.state.searched, 0, sizeof(self.state.searched))
+
+    def region(self, uint64_t start):
+        """user_data for `load_callback` and `store_callback`: a memory-mapped region that begins at `start`."""
+        cdef Region *region
+        if start not in self.regions:
+            region = <Region *>PyMem_Calloc(1, sizeof(Region))
+            if region == NULL:
+                raise MemoryError()
+            region.state, region.start = &self.state, start
+            self.regions[start] = <uintptr_t>region
+        return self.regions[start]
+
+    @property
+    def left_flat(self):
+        """Whether the guest pages, or has left ring 0, and a page was looked for since this was set to False."""
+        return self.state.left_flat
+
+    @left_flat.setter
+    def left_flat(self, bint value):
+        self.state.left_flat = value
 
     @property
     def address(self):
-        """user_data for both callbacks."""
+        """user_data for the other callbacks."""
         return <uintptr_t>&self.state
 
     @property
-    def block_callback(self):
-        """Address of the UC_HOOK_BLOCK callback."""
-        return <uintptr_t><void *>&on_block
-
-    @property
-    def edge_callback(self):
-        """Address of the UC_HOOK_EDGE_GENERATED callback."""
-        return <uintptr_t><void *>&on_edge
+    def callbacks(self):
+        """Addresses of the callbacks, by name."""
+        return {
+            "block": <uintptr_t><void *>&on_block, "edge": <uintptr_t><void *>&on_edge, "tlb_fill": <uintptr_t><void *>&on_tlb_fill,
+            "in": <uintptr_t><void *>&on_in, "out": <uintptr_t><void *>&on_out,
+            "load": <uintptr_t><void *>&on_load, "store": <uintptr_t><void *>&on_store,
+        }
 
     @property
     def stopped(self):
@@ -209,11 +308,6 @@ cdef class Watch:
     def stopped(self, uint8_t value):
         self.state.stopped = value
         self.state.running = False
-
-    @property
-    def block(self):
-        """The block that is executed: linear address in bits 0-31, bytes above."""
-        return self.state.last & 0xffffffffu | (self.state.end - self.state.last) << 32
 
     @property
     def shadow(self):
@@ -246,3 +340,13 @@ cdef class Watch:
     @deadline_ns.setter
     def deadline_ns(self, uint64_t value):
         self.state.deadline_ns = value
+
+    @property
+    def blocks(self):
+        """Blocks executed so far; a u32 that wraps."""
+        return self.state.executed
+
+    def limit_blocks(self, uint32_t count):
+        """Stop, as at the deadline, once so many blocks more were executed; 0 for never."""
+        self.state.limited = count != 0
+        self.state.limit = self.state.executed + count

@@ -46,6 +46,16 @@ class ExitHandler(Protocol):
         """RDMSR or WRMSR, told before it is executed; `value` is what WRMSR writes."""
 
 
+class PathHandler(ExitHandler, Protocol):
+    """Answers what the exit path (miniguest.ring._core.ExitPath) leaves to do, too."""
+
+    def answer(self) -> int:
+        """The answer of the exit that the exit path has started (miniguest.ring._core.EXIT_STARTED)."""
+
+    def look(self) -> None:
+        """The exit path answered an exit, and something else is to be taken up (EXIT_NEWS)."""
+
+
 class Engine(Protocol):
     """A vCPU. RAM is a shared mapping given at construction."""
 

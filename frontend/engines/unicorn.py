@@ -6,6 +6,7 @@ One vCPU: its locked instructions are not atomic between processes. No long mode
 import ctypes
 import mmap
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 from unicorn import Uc, UcError
@@ -16,8 +17,9 @@ from unicorn.unicorn_py3.unicorn import uclib
 from miniguest.frontend.engines import delivery, strings
 from miniguest.frontend.engines._hooks import STOP_KICK, STOP_NONE, STOP_TIMER, STOP_WINDOW, Watch
 from miniguest.frontend.engines.engine import ExitHandler, Stop
-from miniguest.frontend.engines.exception_state import take_error_code
+from miniguest.frontend.engines.exception_state import layout, take_error_code
 from miniguest.frontend.engines.unicorn_cpu import DATA_SEGMENTS, UnicornCpu
+from miniguest.ring._core import ExitPath
 
 PAGE: Final = 4096
 FOUR_GIB: Final = 1 << 32
@@ -27,7 +29,6 @@ CR0_AT_RESET: Final = 0x60000010
 CR0_PG: Final = 1 << 31
 STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.WINDOW}
 EXCEPTIONS: Final = 32
-STRING_BLOCKS: Final = 1 << 14          # that are remembered
 CPUID: Final = b"\x0f\xa2"
 FEATURES: Final = 1                     # CPUID leaf
 SEP: Final = 1 << 11                    # its EDX: SYSENTER and SYSEXIT
@@ -48,6 +49,7 @@ def _pieces_and_gaps(pieces: list[tuple[int, int, int]], start: int, end: int) -
         yield start, end - start
 
 
+@cache
 def native_cpuid(leaf: int) -> tuple[int, int, int, int]:
     """EAX, EBX, ECX and EDX of Unicorn's own CPUID."""
     uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
@@ -61,24 +63,33 @@ def native_cpuid(leaf: int) -> tuple[int, int, int, int]:
     return eax, ebx, ecx, edx
 
 
+def prepare() -> None:
+    """Find out what Unicorn does not tell: for this process, and those that it will fork."""
+    native_cpuid(FEATURES)
+    layout()
+
+
 class UnicornEngine:
     """A vCPU on Unicorn. ram: a shared mapping of at least `ram_size` bytes; firmware: the BIOS image; upcall: address of
-    the byte that stops the guest when it is not 0."""
+    the byte that stops the guest when it is not 0. path: the way of frequent exits, of a
+    handler that is a PathHandler."""
 
     name = "unicorn"
 
-    def __init__(self, ram: mmap.mmap, ram_size: int, firmware: bytes, handler: ExitHandler, upcall: int) -> None:
+    def __init__(
+        self, ram: mmap.mmap, ram_size: int, firmware: bytes, handler: ExitHandler, upcall: int, path: ExitPath | None = None
+    ) -> None:
         self.crash = ""
         self._handler = handler
         self._ram = ram
         self._ram_size = ram_size
         self._firmware = firmware
+        self.counts_blocks = False      # what `run` is given is then a number of blocks, not a time
         self._running = False
         self._forget_all = False
         self._pieces: list[tuple[int, int, int]] = []       # memory shown to the guest in the holes: what is to be
         self._shown: list[tuple[int, int, int]] = []        # and what is
         self._rom_stores: list[tuple[int, bytes]] = []      # what stores to ROM since the last stop wrote over
-        self._string_blocks: dict[int, bool] = {}
         self._msrs: set[int] = set()
         self._uc = uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
         # A processor that does not promise the long mode that this engine does not have.
@@ -86,21 +97,19 @@ class UnicornEngine:
         self._cpu = UnicornCpu(uc)
         eax, ebx, ecx, edx = native_cpuid(FEATURES)
         self._features = (eax, ebx, ecx, edx & ~SEP)        # SYSENTER does nothing in Unicorn
+        functions = uclib.uc_emu_stop, uclib.uc_reg_read, uclib.uc_vmem_read, uclib.uc_vmem_translate
+        self._watch = Watch(
+            tuple(map(_address, functions)), upcall, handler, self._string_in, self._string_out, self._msr_found, path
+        )
+        self._callbacks = self._watch.callbacks
         self._map_memory(ram, ram_size, firmware)
         uc.ctl_exits_enabled(True)
         uc.ctl_set_exits([])
-        self._watch = Watch(
-            _address(uclib.uc_emu_stop),
-            _address(uclib.uc_reg_read),
-            _address(uclib.uc_vmem_read),
-            _address(uclib.uc_vmem_translate),
-            upcall,
-            self._msr_found,
-        )
-        self._hook_compiled(uc_const.UC_HOOK_BLOCK, self._watch.block_callback)
-        self._hook_compiled(uc_const.UC_HOOK_EDGE_GENERATED, self._watch.edge_callback)
-        uc.hook_add(uc_const.UC_HOOK_INSN, self._in, aux1=x86.UC_X86_INS_IN)
-        uc.hook_add(uc_const.UC_HOOK_INSN, self._out, aux1=x86.UC_X86_INS_OUT)
+        self._hook_compiled(uc_const.UC_HOOK_BLOCK, "block")
+        self._hook_compiled(uc_const.UC_HOOK_EDGE_GENERATED, "edge")
+        self._hook_compiled(uc_const.UC_HOOK_TLB_FILL, "tlb_fill")
+        self._hook_compiled(uc_const.UC_HOOK_INSN, "in", x86.UC_X86_INS_IN)
+        self._hook_compiled(uc_const.UC_HOOK_INSN, "out", x86.UC_X86_INS_OUT)
         uc.hook_add(uc_const.UC_HOOK_INSN, self._cpuid, aux1=x86.UC_X86_INS_CPUID)
         uc.hook_add(uc_const.UC_HOOK_INTR, self._interrupt)
         uc.hook_add(uc_const.UC_HOOK_INSN_INVALID, self._undefined)
@@ -108,16 +117,17 @@ class UnicornEngine:
         self._power_on = uc.context_save()
         self.reset()
 
-    def _hook_compiled(self, kind: int, callback: int) -> None:
+    def _hook_compiled(self, kind: int, callback: str, instruction: int = 0) -> None:
         handle = ctypes.c_size_t()
         status = uclib.uc_hook_add(
             self._uc._uch,
             ctypes.byref(handle),
             kind,
-            ctypes.c_void_p(callback),
+            ctypes.c_void_p(self._callbacks[callback]),
             ctypes.c_void_p(self._watch.address),
             ctypes.c_uint64(1),
             ctypes.c_uint64(0),
+            ctypes.c_int(instruction),
         )
         if status:
             raise UcError(status)
@@ -136,8 +146,17 @@ class UnicornEngine:
         self._uc.mem_write(rom, firmware)
 
     def _map_hole(self, start: int, end: int) -> None:
-        if start < end:
-            self._uc.mmio_map(start, end - start, self._mmio_read, start, self._mmio_write, start)
+        if start >= end:
+            return
+        load, store, region = (
+            ctypes.c_void_p(address)
+            for address in (self._callbacks["load"], self._callbacks["store"], self._watch.region(start))
+        )
+        status = uclib.uc_mmio_map(
+            self._uc._uch, ctypes.c_uint64(start), ctypes.c_size_t(end - start), load, region, store, region
+        )
+        if status:
+            raise UcError(status)
 
     def _show(self) -> None:
         """Make the holes anew with the pieces in them. Unicorn would cut a region itself, but count its offsets anew."""
@@ -152,12 +171,6 @@ class UnicornEngine:
             at = address + size
         self._map_hole(at, end)
 
-    def _mmio_read(self, _: Uc, offset: int, size: int, start: int) -> int:
-        return self._handler.mmio_read(start + offset, size)
-
-    def _mmio_write(self, _: Uc, offset: int, size: int, value: int, start: int) -> None:
-        self._handler.mmio_write(start + offset, size, value & (1 << 8 * size) - 1)
-
     def _rom_write(self, uc: Uc, _access: int, address: int, size: int, _value: int, _data: object) -> bool:
         """A store to ROM, which Unicorn carries out when we say that it is all right: undone at the end of the block."""
         self._rom_stores.append((address, bytes(uc.mem_read(address, size))))
@@ -169,40 +182,21 @@ class UnicornEngine:
             self._uc.mem_write(*self._rom_stores.pop())
 
     # -- exits
-    def _in(self, uc: Uc, port: int, size: int, _: object) -> int:
-        string = strings.find_string(uc, self._cpu, size, strings.INS) if self._may_be_string() else None
+    def _string_in(self, port: int, size: int) -> int:
+        string = strings.find_string(self._uc, self._cpu, size, strings.INS)
         if string and self._is_ram(string, size) and self._handler.pio_in_string(port, size, string.count, string.gpa):
             self.forget_code(string.gpa, string.count * size)
-            string.advance(uc, size)
+            string.advance(self._uc, size)
             # The instruction itself stores what we return, at the place of the first element.
             return int.from_bytes(self._ram[string.gpa : string.gpa + size], "little")
         return self._handler.pio_in(port, size)
 
-    def _out(self, uc: Uc, port: int, size: int, value: int, _: object) -> None:
-        string = strings.find_string(uc, self._cpu, size, strings.OUTS) if self._may_be_string() else None
+    def _string_out(self, port: int, size: int, value: int) -> None:
+        string = strings.find_string(self._uc, self._cpu, size, strings.OUTS)
         if string and self._is_ram(string, size) and self._handler.pio_out_string(port, size, string.count, string.gpa):
-            string.advance(uc, size)
+            string.advance(self._uc, size)
         else:
             self._handler.pio_out(port, size, value & (1 << 8 * size) - 1)
-
-    def _may_be_string(self) -> bool:
-        """Whether the block that is executed has a byte that INS or OUTS have: to look at the registers costs ten times as
-        much. Were its code another one meanwhile, elements would come one by one, as Unicorn calls."""
-        block = self._watch.block
-        known = self._string_blocks.get(block)
-        if known is None:
-            if len(self._string_blocks) >= STRING_BLOCKS:
-                self._string_blocks.clear()
-            code = self._read_code(block & 0xFFFFFFFF, block >> 32)
-            known = self._string_blocks[block] = not code or not strings.OPCODES.isdisjoint(code)
-        return known
-
-    def _read_code(self, linear: int, size: int) -> bytes:
-        """Code as the guest sees it; empty when it cannot be had."""
-        code = ctypes.create_string_buffer(size)
-        start, count = ctypes.c_uint64(linear), ctypes.c_size_t(size)
-        status = uclib.uc_vmem_read(self._uc._uch, start, uc_const.UC_PROT_EXEC, code, count) if size else 1
-        return b"" if status else code.raw
 
     def _is_ram(self, string: strings.StringIO, size: int) -> bool:
         end = string.gpa + string.count * size
@@ -278,6 +272,7 @@ class UnicornEngine:
         self._uc.reg_write(x86.UC_X86_REG_EFLAGS, 2)
         self._uc.reg_write(x86.UC_X86_REG_CS, 0xF000)
         self._uc.reg_write(x86.UC_X86_REG_EIP, 0xFFF0)
+        self._translate_flat(True)
         self.forget_all_code()
 
     def run(self, deadline_ns: int) -> Stop:
@@ -290,23 +285,55 @@ class UnicornEngine:
         if self._forget_all:
             self._forget_all = False
             self._uc.ctl_flush_tb()
+            self._flush_tlb()           # pages that were executed may be written at full speed again
             self._watch.forget_code()
-            self._string_blocks.clear()
         watch.stopped = STOP_NONE
-        watch.deadline_ns = deadline_ns
+        watch.deadline_ns = 0 if self.counts_blocks else deadline_ns
+        watch.limit_blocks(deadline_ns if self.counts_blocks else 0)
         self._running = True
         try:
-            self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_EIP), 0)
-        except UcError as error:
-            if error.errno == uc_const.UC_ERR_EXCEPTION or not self.crash:
-                self.crash = f"{error} at {self._where()}"
+            self._emulate()
         finally:
             self._running = False
+        if watch.error is not None:
+            error, watch.error = watch.error, None
+            raise error
         watch.request = False
         self._undo_rom_stores()
         if self.crash:
             return Stop.CRASH
         return STOPS.get(watch.stopped, Stop.HALT)
+
+    def _emulate(self) -> None:
+        while True:
+            try:
+                self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_EIP), 0)
+            except UcError as error:
+                if self._watch.left_flat and not self.crash:
+                    # Before an access, so nothing has happened: from here on Unicorn translates.
+                    self._translate_flat(False)
+                    continue
+                if error.errno == uc_const.UC_ERR_EXCEPTION or not self.crash:
+                    self.crash = f"{error} at {self._where()}"
+            return
+
+    def _translate_flat(self, flat: bool) -> None:
+        """Whether our TLB hook says what is behind a linear address, or Unicorn."""
+        self._watch.left_flat = False
+        self._flat = flat
+        self._uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL if flat else uc_const.UC_TLB_CPU)
+        self._flush_tlb()
+
+    def _flush_tlb(self) -> None:
+        """Unicorn's uc_ctl_flush_tlb, which its binding has no name for."""
+        status = uclib.uc_ctl(self._uc._uch, ctypes.c_int(uc_const.UC_CTL_TLB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30))
+        if status:
+            raise UcError(status)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of code executed so far; a u32 that wraps."""
+        return self._watch.blocks
 
     def _where(self) -> str:
         self._cpu.load()
@@ -332,7 +359,7 @@ class UnicornEngine:
         """Drop translated blocks of a range of RAM."""
         if not self._watch.holds_code(gpa, size):
             return
-        self._string_blocks.clear()
+        self._watch.forget_strings()
         if self._uc.reg_read(x86.UC_X86_REG_CR0) & CR0_PG:
             # Unicorn's call takes a linear address, looks it up, and leaves a page fault for the guest when it is not mapped.
             self.forget_all_code()

@@ -1,0 +1,110 @@
+# The device model's end of the ioreq page: requests taken, answered and told of, with Python only for the device itself.
+cdef enum:
+    ANSWERS = 64               # requests that are answered before others get their turn
+    LINGER_NS = 10_000         # how long the next request is waited for: no longer than a turn of the loop would take
+
+
+cdef class IoreqServer(IoreqWatch):
+    """The slots of `vcpus` vCPUs in the ioreq page (hvm/ioreq.h), as their device model sees them."""
+    cdef Ioreq *slots
+    cdef readonly uint32_t vcpus
+    cdef list ports
+    cdef list channels
+    cdef readonly bint answering               # a request is being answered: its vCPU looks at everything after it
+
+    def __init__(self, page, uint32_t vcpus):
+        if vcpus * IOREQ_SIZE > self.size:
+            raise ValueError(f"no {vcpus} slots in {self.size} bytes")
+        self.slots = <Ioreq *>self.at
+        self.vcpus = vcpus
+        self.ports = [None] * vcpus
+        self.channels = [None] * vcpus
+
+    def connect(self, uint32_t vcpu, port):
+        """The port (miniguest.ring.events.Port) that tells `vcpu` of its answers."""
+        self.ports[vcpu] = port
+        self.channels[vcpu] = port.channel
+
+    cdef inline uint8_t *_state(self, uint32_t vcpu) noexcept nogil:
+        return <uint8_t *>(self.slots + vcpu) + IOREQ_STATE
+
+    cdef inline uint32_t _next(self) noexcept nogil:
+        """The first vCPU that asks, or lies; `vcpus` when there is none. No request stays INPROCESS, so that is a lie, too."""
+        cdef uint32_t vcpu
+        cdef uint8_t state
+        for vcpu in range(self.vcpus):
+            state = ld8(self._state(vcpu)) & 15
+            if state != STATE_NONE and state != STATE_RESP_READY:
+                return vcpu
+        return self.vcpus
+
+    cdef bint hit(self) noexcept nogil:
+        # What the device model waits for while it answers is something else.
+        return not self.answering and self._next() != self.vcpus
+
+    def serve(self, Upcall upcall not None, read, write, other):
+        """Answer what is asked, and what comes soon after; the number of requests.
+
+        read(type, address, size) -> value, write(type, address, size, value): one access of 1, 2, 4 or 8 bytes. other(vcpu,
+        request): any other request, as IoreqSlot.take gives it; its answer, or None: it gets none, the vCPU has lied. Ends
+        early when `upcall` has something pending.
+        """
+        cdef uint32_t answered = 0, vcpu
+        while answered < ANSWERS:
+            vcpu = self._next()
+            if vcpu == self.vcpus:
+                if not self._linger(upcall):
+                    break
+                continue
+            self.answering = True
+            try:
+                self._serve_one(vcpu, read, write, other)
+            finally:
+                self.answering = False
+            answered += 1
+        return answered
+
+    cdef int _serve_one(self, uint32_t vcpu, read, write, other) except -1:
+        cdef uint8_t *state = self._state(vcpu)
+        cdef uint8_t bits = ld8(state)
+        cdef uint64_t answer = 0
+        cdef Ioreq r
+        if bits & 15 != STATE_READY:
+            other(vcpu, bits & 15)
+            cas8(state, &bits, STATE_NONE)     # told once, unless it says something else already
+            return 0
+        memcpy(&r, self.slots + vcpu, sizeof(r))
+        bits = (bits & 0xf0) | STATE_INPROCESS
+        st8(state, bits)
+        if (r.count == 1 and not bits & 0x50 and r.type <= TYPE_COPY
+                and (r.size in (1, 2, 4) or (r.size == 8 and r.type == TYPE_COPY))):
+            if bits & 0x20:
+                answer = read(r.type, r.addr, r.size)
+            else:
+                write(r.type, r.addr, r.size, r.data & (~<uint64_t>0 >> (64 - 8 * r.size)))
+        else:
+            answered = other(vcpu, (r.type, r.addr, r.data, r.count, r.size, bits >> 5 & 1, bits >> 4 & 1, bits >> 6 & 1))
+            if answered is None:
+                cas8(state, &bits, STATE_NONE)
+                return 0
+            answer = answered
+        (self.slots + vcpu).data = answer
+        st8(state, (bits & 0xf0) | STATE_RESP_READY)           # release: without it the vCPU could see the state before the data
+        return self._tell(vcpu)
+
+    cdef int _tell(self, uint32_t vcpu) except -1:
+        cdef Channel channel = self.channels[vcpu]
+        cdef int woken = -1 if channel is None else channel._send()
+        if woken:
+            self.ports[vcpu].finish(woken)
+            self.channels[vcpu] = self.ports[vcpu].channel
+        return 0
+
+    cdef bint _linger(self, Upcall upcall) noexcept:
+        """Whether a request comes soon."""
+        cdef uint64_t until = monotonic_ns() + LINGER_NS
+        while not self.hit():
+            if ld8(upcall.info + UPCALL_PENDING) or monotonic_ns() > until:
+                return False
+            cpu_pause()
+        return True
