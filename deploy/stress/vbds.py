@@ -20,7 +20,6 @@ from miniguest.ring.process import XENSTORED_SOCKET, Process
 from miniguest.ring.statistics import read_statistics, statistics_path
 from miniguest.ring.xenstore import SocketTransport, Xenstore
 
-FIRST_HOG: Final = 8                    # dom0's vCPU
 VDEV: Final = "hda"
 MEMORY: Final = 16 << 20                # of a domain: the ring, and the buffers of requests under way
 
@@ -49,7 +48,7 @@ class Vbds:
         except OSError:
             ground.finish(0)                    # says why it died
             raise
-        self._hogs = [ground.start(f"hog{index}", 0, FIRST_HOG + index, _compute) for index in range(hogs)]
+        ground.busy_cores(hogs)
         self._fronts: list[Child] = []
         self._toolstack = Toolstack(ground.runtime, ground.hypercalls)
         self.blkback = ground.start("blkback", 0, 1, blkback.main)
@@ -93,18 +92,13 @@ class Vbds:
 
     def finish(self, seconds: float) -> None:
         """Wait until every domain's process has ended well. StressError when one did not, or the watchdog's time is up."""
-        self.ground.finish(seconds, but=[child.name for child in (*self._hogs, self.blkback, self._xenstored)])
+        self.ground.finish(seconds, but=[self.blkback.name, self._xenstored.name])
 
     def close(self) -> None:
         """End what still runs: those first who have something to tell the others."""
-        for child in (*self._hogs, *self._fronts, self.blkback, self._xenstored):
+        for child in (*self._fronts, self.blkback, self._xenstored):
             self.ground.end(child)
         self.store.close()
-
-
-def _compute(process: Process) -> None:
-    while not process.loop.stopping:
-        pass
 
 
 @contextmanager
