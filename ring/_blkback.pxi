@@ -1,11 +1,5 @@
 # The backend's end of a blkif ring (io/blkif.h): reads and writes are served here, a batch at a time and without Python.
 cdef enum:
-    BLK_READ = 0               # BLKIF_OP_READ, and the others' likewise
-    BLK_WRITE = 1
-    BLK_INDIRECT = 6
-    BLK_SEGMENTS = 11          # BLKIF_MAX_SEGMENTS_PER_REQUEST
-    BLK_OKAY = 0
-    BLK_ERROR = -1
     BLK_I386_REQUEST = 108     # bytes of a request where a u64 is aligned to 4 bytes; to 8: four more, before the id
     BLK_BATCH = 32             # requests taken together
     BLK_PART = 64 << 10        # bytes moved before what was done so far is answered, so that the frontend can go on

@@ -1,20 +1,4 @@
 # blkfront's data path (io/blkif.h): requests from plain bytes into granted pages, and back.
-cdef struct BlkRequest:                # struct blkif_request of x86_64
-    uint8_t operation
-    uint8_t nr_segments                # struct blkif_request_indirect: indirect_op
-    uint16_t handle                    # and its nr_segments
-    uint32_t pad
-    uint64_t id
-    uint64_t sector
-    Segment seg[11]                    # and at once behind `sector`: handle u16, pad u16, indirect_grefs
-
-cdef struct BlkResponse:
-    uint64_t id
-    uint8_t operation
-    uint8_t pad
-    int16_t status
-    uint32_t pad2
-
 cdef struct BlkPage:
     uint32_t frame
     uint32_t gref

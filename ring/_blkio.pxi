@@ -1,12 +1,5 @@
-# File I/O straight into and out of frames that a domain granted: what a blkif segment (io/blkif.h) asks for.
-cdef struct Segment:           # io/blkif.h, struct blkif_request_segment
-    uint32_t gref
-    uint8_t first_sect
-    uint8_t last_sect
-    uint16_t pad
-
+# File I/O straight into and out of frames that a domain granted, as blkif segments (io/blkif.h) ask for it.
 cdef enum:
-    SECTOR = 512
     SEGMENTS = 256             # the most one request may carry: what blkback offers as feature-max-indirect-segments
     PERSISTENT = 1056          # persistent grants kept per ring, as the classic 32 * 33
     RESERVE = 8                # one in so many of a mapper's handles is for rings and requests under way
