@@ -24,7 +24,7 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 
 bench: $(STAMP)
-	@$(BIN)/python -m miniguest.deploy.bench $(ARGS)
+	@$(BIN)/miniguest bench $(ARGS)
 
 soak: test-packages $(STAMP)
 	@$(BIN)/python -m miniguest.deploy.soak $(ARGS)

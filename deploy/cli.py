@@ -76,6 +76,17 @@ def run(file: Path | None, disk: Path | None, timeout: float | None, runtime: Pa
         return _status(result) or _compare(first_light, result, output)
 
 
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> int:
+    """Measure it, beside what else there is."""
+    from miniguest.deploy.bench import command
+
+    with command.bench.make_context("miniguest bench", list(arguments)) as context:
+        status = command.bench.invoke(context)
+    return status if isinstance(status, int) else 0
+
+
 def start(
     what: Topology, directory: Path, timeout: float | None, console: BinaryIO, leftovers: Sequence[Path],
     record: Path | None = None,

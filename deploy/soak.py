@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from miniguest.deploy.stress.blk import pass_blocks
 from miniguest.deploy.stress.boots import boot
 from miniguest.deploy.stress.events import ask_and_answer
 from miniguest.deploy.stress.exits import ask_and_halt
@@ -28,6 +29,9 @@ PLAN: Final[tuple[tuple[str, Callable[[], object]], ...]] = (
     ("a million frames, stirred, busy cores, zmq", lambda: pass_frames(500_000, "zmq", 1, 21, True, seconds=WATCHDOG, hogs=2)),
     ("a million frames, stirred, 3 queues, fifo", lambda: pass_frames(500_000, "fifo", 3, 22, True, seconds=WATCHDOG, hogs=2)),
     ("100,000 frames one at a time", lambda: pass_frames(50_000, "fifo", 1, 23, True, 1, WATCHDOG)),
+    ("a million blocks, stirred, busy cores, zmq", lambda: pass_blocks(1_000_000, "zmq", 32, 31, True, seconds=WATCHDOG, hogs=2)),
+    ("200,000 blocks one at a time", lambda: pass_blocks(200_000, "fifo", 1, 32, True, seconds=WATCHDOG)),
+    ("a million blocks, blkback killed 50 times", lambda: pass_blocks(1_000_000, "fifo", 128, 33, kills=50, seconds=WATCHDOG)),
     ("20 boots", lambda: boot(20, 60.0)),
     ("grants of six between three mappers, 200 killed", lambda: map_and_unmap(3, 2_000_000, 200, seed=13, seconds=WATCHDOG)),
 )

@@ -2,41 +2,34 @@
 
 Requests are cut into ring requests of as many segments as the backend takes; what does not fit the ring waits. Nothing
 is assumed of the order in which the backend serves them: whoever reads what he wrote waits for the write's end first.
+Who has many requests at a time, and no need for copies, makes a batch (`blkfront_batch`).
 """
 import logging
-import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from miniguest.frontend.blkfront_pieces import Features, Operation, Page, Piece
+from miniguest.frontend.blkfront_batch import Batch
+from miniguest.frontend.blkfront_pieces import Features, Operation, Piece
 from miniguest.frontend.pages import Pages
 from miniguest.ring import _core
 from miniguest.ring.abi.blkif import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
     BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
-    BLKIF_OP_INDIRECT,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
     BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_OKAY,
-    REQUEST,
-    RESPONSE,
+    REQUEST_SEGMENT,
 )
-from miniguest.ring.errors import RingError
+from miniguest.ring.errors import PeerError, RingError
 from miniguest.ring.grants import Grants
 from miniguest.ring.memory import FRAME_SIZE
 
 SECTOR: Final = 512
 PER_PAGE: Final = FRAME_SIZE // SECTOR
-MOST_PAGES: Final = 768                 # that one device holds: the domain's other devices need some, too
-_HEAD: Final = struct.Struct("<BBHxxxxQQ")
-_DISCARD: Final = struct.Struct("<BBHxxxxQQQ")
-_INDIRECT: Final = struct.Struct("<BBHxxxxQQHxx")
-_SEGMENT: Final = struct.Struct("<IBBxx")
-_RESPONSE: Final = struct.Struct("<QBxhxxxx")
-_SEGMENTS_AT: Final = REQUEST.offset["seg"]
+MOST_PAGES: Final = 768                 # that one device holds, batches apart: the domain's other devices need some, too
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +53,15 @@ class Blkfront:
         self._notify = notify
         self._failed = failed
         self._dead = False
+        # Pages that are granted for good, when grants are persistent, are spare there between requests.
+        self._requests = _core.BlkRequests(ring, pages.memory.map, pages.memory.grant_entries, MOST_PAGES)
         self._out: dict[int, Piece] = {}
         self._queue: deque[Piece] = deque()
-        self._spare: list[Page] = []            # granted for good, when grants are persistent
-        self._stray: list[Page] = []            # of requests that were never answered
+        self._stray: list[tuple[int, int]] = []  # (frame, gref): the backend may have them mapped still
         self._held = 0                          # pages in use, spare and stray
-        self._next_id = 0
+        self._batch: Batch | None = None
         most = max(features.indirect_segments, BLKIF_MAX_SEGMENTS_PER_REQUEST)
-        self._piece_sectors = min(most, FRAME_SIZE // _SEGMENT.size) * PER_PAGE
+        self._piece_sectors = min(most, FRAME_SIZE // REQUEST_SEGMENT.size) * PER_PAGE
 
     @property
     def sectors(self) -> int:
@@ -82,146 +76,146 @@ class Blkfront:
     # -- what users call
     def read(self, sector: int, count: int, done: Callable[[bytes | None], None]) -> None:
         """Read `count` sectors; `done` gets the bytes, or None after an error."""
-        operation = Operation(done)
-        self._submit(operation, [Piece(operation, BLKIF_OP_READ, at, n) for at, n in self._cut(sector, count)])
+        step = self._piece_sectors
+        operation = Operation(done, -(-count // step))
+        for at in range(sector, sector + count, step):
+            self._queue.append(Piece(operation, BLKIF_OP_READ, at, min(step, sector + count - at)))
+        self._submit(operation)
 
     def write(self, sector: int, data: bytes, done: Callable[[bool], None]) -> None:
         """Write whole sectors; `done` gets whether they were."""
-        operation = Operation(lambda result: done(result is not None))
-        pieces = []
-        for at, n in self._cut(sector, len(data) // SECTOR):
-            start = (at - sector) * SECTOR
-            pieces.append(Piece(operation, BLKIF_OP_WRITE, at, n, data[start : start + n * SECTOR]))
-        self._submit(operation, pieces)
+        step, count = self._piece_sectors, len(data) // SECTOR
+        operation = Operation(lambda result: done(result is not None), -(-count // step))
+        for at in range(0, count, step):
+            self._queue.append(Piece(operation, BLKIF_OP_WRITE, sector + at, min(step, count - at), data, at * SECTOR))
+        self._submit(operation)
 
     def flush(self, done: Callable[[bool], None]) -> None:
         """Everything written before is on the medium when `done` gets True."""
-        operation = Operation(lambda result: done(result is not None))
-        self._submit(operation, [Piece(operation, BLKIF_OP_FLUSH_DISKCACHE, 0, 0)] if self._features.flush else [])
+        self._one(BLKIF_OP_FLUSH_DISKCACHE, 0, 0, done, self._features.flush)
 
     def discard(self, sector: int, count: int, done: Callable[[bool], None]) -> None:
         """Tell the backend that these sectors' contents are not needed; nothing happens where it has no such thing."""
-        operation = Operation(lambda result: done(result is not None))
-        self._submit(operation, [Piece(operation, BLKIF_OP_DISCARD, sector, count)] if self._features.discard else [])
+        self._one(BLKIF_OP_DISCARD, sector, count, done, self._features.discard)
 
-    def _cut(self, sector: int, count: int) -> list[tuple[int, int]]:
-        step = self._piece_sectors
-        return [(at, min(step, sector + count - at)) for at in range(sector, sector + count, step)]
+    def _one(self, kind: int, sector: int, count: int, done: Callable[[bool], None], offered: bool) -> None:
+        operation = Operation(lambda result: done(result is not None), int(offered))
+        if offered:
+            self._queue.append(Piece(operation, kind, sector, count))
+        self._submit(operation)
 
-    def _submit(self, operation: Operation, pieces: list[Piece]) -> None:
-        operation.left = len(pieces)
-        if not pieces or self._dead:
+    def batch(self, buffers: int, sectors: int) -> Batch:
+        """Buffers of so many sectors each for requests without copies (see Batch). One a device.
+
+        PeerError without pages enough, and ValueError for more sectors than the backend takes at a time.
+        """
+        if self._dead:
+            raise PeerError("the block device is gone")
+        if self._batch:
+            raise PeerError("a block device has one batch")
+        if not 0 < sectors <= self._piece_sectors:
+            raise ValueError(f"buffers of {sectors} sectors: the backend takes {self._piece_sectors} at a time")
+        self._batch = Batch(self._requests, self._pages, self._grants, self._domid, buffers, sectors, self._features.persistent)
+        self._batch.push = self._push
+        return self._batch
+
+    def _submit(self, operation: Operation) -> None:
+        if self._dead:
+            self._queue.clear()
+        if not operation.left or self._dead:
             operation.done(None if self._dead else b"")
             return
-        self._queue.extend(pieces)
         self._fill()
 
     # -- the ring
     def _fill(self) -> None:
         """Put what waits into the ring, as far as there is room in it and in memory."""
-        put = 0
+        put = False
         while self._queue and self._ring.free:
-            if self._may_start(self._queue[0]):
-                self._encode(self._queue.popleft())
-                put += self._ring.put(1)
-            elif self._out:
+            if self._start(self._queue[0]):
+                self._queue.popleft()
+                put = True
+            elif self._out or (self._batch and self._batch.outstanding):
                 break                           # the next response gives pages back, or ends a write
             else:
                 self._no_memory(self._queue.popleft())
-        if put and self._ring.push():
+        if put:
+            self._push()
+
+    def _push(self) -> None:
+        if self._ring.push():
             self._notify()
 
-    def _may_start(self, piece: Piece) -> bool:
-        """Whether there are pages for it. A flush waits for the writes that it is to cover to be answered."""
-        if piece.kind == BLKIF_OP_FLUSH_DISKCACHE:
-            return not any(other.kind == BLKIF_OP_WRITE for other in self._out.values())
-        need = -(-piece.count // PER_PAGE) + 1 if piece.kind != BLKIF_OP_DISCARD else 0
-        return need <= len(self._spare) + min(len(self._pages), MOST_PAGES - self._held)
+    def _start(self, piece: Piece) -> bool:
+        """Put it into the ring if there are pages for it. A flush waits for the writes that it is to cover to be answered."""
+        requests, kind = self._requests, piece.kind
+        if kind == BLKIF_OP_FLUSH_DISKCACHE and requests.writes_out:
+            return False
+        if kind == BLKIF_OP_DISCARD:
+            id_ = requests.start_discard(kind, piece.sector, piece.count)
+        else:
+            id_ = requests.start(kind, piece.sector, piece.count, piece.data, piece.offset)
+            if not id_ and self._add_pages(piece):
+                id_ = requests.start(kind, piece.sector, piece.count, piece.data, piece.offset)
+        if id_:
+            self._out[id_] = piece
+        return id_ != 0
+
+    def _add_pages(self, piece: Piece) -> bool:
+        """Have as many spare pages as it takes, the indirect one included; False when there are too few."""
+        need = -(-piece.count // PER_PAGE)
+        need += need > BLKIF_MAX_SEGMENTS_PER_REQUEST
+        need -= self._requests.nr_spare
+        if need > min(len(self._pages), MOST_PAGES - self._held):
+            return False
+        # A persistent grant serves both directions, so it is never read-only.
+        readonly = piece.kind == BLKIF_OP_WRITE and not self._features.persistent
+        for _ in range(need):
+            frame = self._pages.alloc()
+            self._held += 1
+            self._requests.add_page(frame, self._grants.give(self._domid, frame, readonly))
+        return True
 
     def _no_memory(self, piece: Piece) -> None:
         log.error("block device: no pages for a request of %d sectors", piece.count)
         piece.operation.failed = True
         self._ended(piece.operation)
 
-    def _encode(self, piece: Piece) -> None:
-        self._next_id += 1
-        self._out[self._next_id] = piece
-        slot = self._ring.requests
-        if piece.kind == BLKIF_OP_DISCARD:
-            _DISCARD.pack_into(slot, 0, piece.kind, 0, 0, self._next_id, piece.sector, piece.count)
-            return
-        segments = self._segments(piece)
-        if len(piece.pages) <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
-            _HEAD.pack_into(slot, 0, piece.kind, len(piece.pages), 0, self._next_id, piece.sector)
-            slot[_SEGMENTS_AT : _SEGMENTS_AT + len(segments)] = segments
-            return
-        piece.indirect = self._take_page(readonly=True)
-        self._pages.memory.frame(piece.indirect.frame)[: len(segments)] = segments
-        _INDIRECT.pack_into(slot, 0, BLKIF_OP_INDIRECT, piece.kind, len(piece.pages), self._next_id, piece.sector, 0)
-        struct.pack_into("<I", slot, _INDIRECT.size, piece.indirect.gref)
-
-    def _segments(self, piece: Piece) -> bytes:
-        """Pages for a piece, filled with what it writes; their blkif_request_segments."""
-        readonly = piece.kind == BLKIF_OP_WRITE
-        packed = []
-        for start in range(0, piece.count, PER_PAGE):
-            page = self._take_page(readonly)
-            piece.pages.append(page)
-            sectors = min(PER_PAGE, piece.count - start)
-            if readonly:
-                self._pages.memory.frame(page.frame)[: sectors * SECTOR] = piece.data[start * SECTOR : (start + sectors) * SECTOR]
-            packed.append(_SEGMENT.pack(page.gref, 0, sectors - 1))
-        return b"".join(packed)
-
-    def _take_page(self, readonly: bool) -> Page:
-        if self._spare:
-            return self._spare.pop()
-        frame = self._pages.alloc()
-        self._held += 1
-        # A persistent grant serves both directions, so it is never read-only.
-        return Page(frame, self._grants.give(self._domid, frame, readonly and not self._features.persistent))
-
-    def _take_back(self, page: Page) -> bool:
-        """End a page's grant and free it; False when it is still mapped: somebody may go on writing to it."""
-        if not self._grants.end(page.gref):
-            return False
-        self._pages.free(page.frame)
-        self._held -= 1
-        return True
-
     def on_event(self) -> bool:
         """The backend notified: take its responses; whether there were any."""
         worked = False
         while not self._dead:
             try:
-                count = self._ring.take()
+                count, answers = self._requests.take()
             except RingError as error:
                 self._fail(str(error))
                 break
-            for index in range(count):
-                self._response(*_RESPONSE.unpack_from(self._ring.responses, index * RESPONSE.size))
-            if count:
+            for id_, status in answers:
+                self._response(id_, status)
+            if lie := self._requests.lie:
+                self._fail(lie)
+            elif count:
                 worked = True
-                self._fill()
+                if self._queue:
+                    self._fill()
+                if self._batch:
+                    self._batch.attend()
             elif not self._ring.final_check():
                 break
         return worked
 
-    def _response(self, id_: int, kind: int, status: int) -> None:
+    def _response(self, id_: int, status: int) -> None:
         if self._dead:
             return                              # one before it in the same batch was a lie
-        piece = self._out.pop(id_, None)
-        if piece is None:
-            self._fail(f"a response to request {id_}, which is not out")
-            return
+        piece = self._out.pop(id_)
         operation = piece.operation
-        if status != BLKIF_RSP_OKAY and not self._is_optional(piece, status):
+        good = status == BLKIF_RSP_OKAY
+        data = self._requests.end(id_, good and piece.kind == BLKIF_OP_READ)
+        if data is not None:
+            operation.parts[piece.sector] = data
+        elif not good and not self._is_optional(piece, status):
             operation.failed = True
-        elif piece.kind == BLKIF_OP_READ:
-            operation.parts[piece.sector] = self._collect(piece)
-        if self._features.persistent:
-            self._spare += piece.all_pages
-        elif mapped := [page.gref for page in piece.all_pages if not self._take_back(page)]:
+        if not self._features.persistent and (mapped := self._take_back_spare()):
             # The backend could go on writing to these pages, so they are never used again.
             operation.failed = True
             self._fail(f"grants {mapped} are still mapped after their request was answered")
@@ -240,17 +234,34 @@ class Blkfront:
     def _ended(self, operation: Operation) -> None:
         """One ring request less of an operation; its end when it was the last."""
         operation.left -= 1
-        if operation.left == 0:
-            self._finish(operation)
+        if operation.left:
+            return
+        parts = operation.parts
+        if operation.failed:
+            operation.done(None)
+        elif len(parts) == 1:
+            operation.done(parts.popitem()[1])
+        else:
+            operation.done(b"".join(parts[sector] for sector in sorted(parts)))
 
-    def _collect(self, piece: Piece) -> bytes:
-        frame = self._pages.memory.frame
-        data = b"".join(bytes(frame(page.frame)) for page in piece.pages)
-        return data[: piece.count * SECTOR]
+    # -- the end
+    def _take_back_spare(self) -> list[int]:
+        """End the grants of the pages that no request has, and free them; the grefs of those that are still mapped."""
+        mapped = []
+        while page := self._requests.take_page():
+            if not self._take_back(page):
+                self._stray.append(page)
+                mapped.append(page[1])
+        return mapped
 
-    def _finish(self, operation: Operation) -> None:
-        parts = [operation.parts[sector] for sector in sorted(operation.parts)]
-        operation.done(None if operation.failed else b"".join(parts))
+    def _take_back(self, page: tuple[int, int]) -> bool:
+        """End a page's grant and free it; False when it is still mapped: somebody may go on writing to it."""
+        frame, gref = page
+        if not self._grants.end(gref):
+            return False
+        self._pages.free(frame)
+        self._held -= 1
+        return True
 
     def _fail(self, reason: str) -> None:
         if not self._dead:
@@ -262,18 +273,23 @@ class Blkfront:
         """The backend is gone for good: everything asked for fails."""
         self._dead = True
         pieces = [*self._out.values(), *self._queue]
-        self._stray += [page for piece in self._out.values() for page in piece.all_pages]
+        self._stray += self._requests.abandon()
         self._out.clear()
         self._queue.clear()
         for operation in {id(piece.operation): piece.operation for piece in pieces}.values():
             operation.done(None)
+        if self._batch:
+            self._batch.abandon()
 
     @property
     def outstanding(self) -> int:
         """Ring requests that are out or wait."""
-        return len(self._out) + len(self._queue)
+        return len(self._out) + len(self._queue) + (self._batch.outstanding if self._batch else 0)
 
     def release(self) -> None:
         """The backend has disconnected: take back every page but those that it still has mapped."""
-        self._stray = [page for page in [*self._spare, *self._stray] if not self._take_back(page)]
-        self._spare.clear()
+        stray, self._stray = self._stray, []
+        self._take_back_spare()
+        self._stray += [page for page in stray if not self._take_back(page)]
+        if self._batch:
+            self._batch.release()

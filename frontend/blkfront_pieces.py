@@ -1,6 +1,6 @@
 """What blkfront cuts requests into, and what each piece needs while it is out."""
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(slots=True)
@@ -15,37 +15,29 @@ class Features:
     indirect_segments: int = 0
 
 
-@dataclass(slots=True)
-class Page:
-    """A frame, and the gref it is granted by."""
-
-    frame: int
-    gref: int
-
-
-@dataclass(slots=True)
 class Operation:
-    """What a user of the disk asked for: `left` ring requests are still out. `parts` collects what was read."""
+    """What a user of the disk asked for: `left` ring requests are still out. `parts` collects what was read, by sector."""
 
-    done: Callable[[bytes | None], None]
-    left: int = 0
-    failed: bool = False
-    parts: dict[int, bytes] = field(default_factory=dict)
+    __slots__ = ("done", "failed", "left", "parts")
+
+    def __init__(self, done: Callable[[bytes | None], None], left: int) -> None:
+        self.done = done
+        self.left = left
+        self.failed = False
+        self.parts: dict[int, bytes] = {}
 
 
-@dataclass(slots=True)
 class Piece:
-    """One ring request: `count` sectors from `sector` on, of an operation; `data` is what it writes."""
+    """One ring request: `count` sectors from `sector` on, of an operation; a write's are in `data`, from `offset` on."""
 
-    operation: Operation
-    kind: int
-    sector: int
-    count: int
-    data: bytes = b""
-    pages: list[Page] = field(default_factory=list)
-    indirect: Page | None = None
+    __slots__ = ("count", "data", "kind", "offset", "operation", "sector")
 
-    @property
-    def all_pages(self) -> list[Page]:
-        """Its data pages and the indirect one."""
-        return [*self.pages, self.indirect] if self.indirect else self.pages
+    def __init__(
+        self, operation: Operation, kind: int, sector: int, count: int, data: bytes | None = None, offset: int = 0
+    ) -> None:
+        self.operation = operation
+        self.kind = kind
+        self.sector = sector
+        self.count = count
+        self.data = data
+        self.offset = offset

@@ -53,8 +53,9 @@ cdef class Upcall(Shared):
     cdef uint64_t *mask
     cdef uint64_t mine[WORDS]
     cdef int doorbell, descriptor
-    cdef public int64_t spin_ns, pause_ns, late_yield_ns, quiet_ns
+    cdef public int64_t spin_ns, pause_ns, late_yield_ns, quiet_ns, longest_quiet_ns
     cdef uint64_t quiet_until
+    cdef int64_t quiet                         # how long the last one was
     cdef readonly uint64_t spun, slept
 
     def __init__(self, page, uint32_t vcpu, int doorbell=-1, int descriptor=-1):
@@ -68,8 +69,9 @@ cdef class Upcall(Shared):
         self.descriptor = descriptor
         self.pause_ns = 2_000
         self.spin_ns = 300_000
-        self.late_yield_ns = 100_000
+        self.late_yield_ns = 1_000_000
         self.quiet_ns = 5_000_000
+        self.longest_quiet_ns = 160_000_000
         st8(self.info + UPCALL_MASK, 1)
 
     @property
@@ -170,10 +172,20 @@ cdef class Upcall(Shared):
             if <int64_t>(now - start) >= self.pause_ns:
                 cpu_yield()
                 after = monotonic_ns()
-                if <int64_t>(after - now) > self.late_yield_ns:    # somebody wants this core: sleep for a while
-                    self.quiet_until = after + <uint64_t>self.quiet_ns
+                if <int64_t>(after - now) > self.late_yield_ns:
+                    self._be_quiet(after)
                     return watch.hit() or (events and ld8(self.info + UPCALL_PENDING))
         return True
+
+    cdef void _be_quiet(self, uint64_t now) noexcept nogil:
+        """A yield came back late: somebody computes on this core, and each yield costs us a time slice, where a sleeper is
+        woken at once. So sleep without spinning for a while, and for longer each time that it was still so after it.
+        What makes way in less than a slice, such as a peer that copies, does not count."""
+        if self.quiet and <int64_t>(now - self.quiet_until) < 4 * self.quiet:
+            self.quiet = min(2 * self.quiet, self.longest_quiet_ns)
+        else:
+            self.quiet = self.quiet_ns
+        self.quiet_until = now + <uint64_t>self.quiet
 
     cpdef int wait(self, int64_t timeout_ns=-1, IoreqWatch watch=None):
         """Wait until a port is pending, a descriptor is readable or `timeout_ns` passed (-1: for ever).

@@ -6,6 +6,23 @@ cdef struct RingHeader:        # io/ring.h, DEFINE_RING_TYPES: struct __name##_s
     uint32_t rsp_event
 
 
+cdef enum:                     # the waiting rule of ring/_events.pxi: pause first, then let others have the core
+    PAUSE_NS = 2_000
+    LOOKS = 64                 # pauses of some 20 to 50 ns: about a microsecond or two
+
+
+cdef inline void copy_entry(uint8_t *to, const uint8_t *entry, uint32_t size) noexcept nogil:
+    """Copy one entry. Of the sizes that responses have it is a move or two; a call of memcpy takes longer than they do."""
+    if size == 16:
+        memcpy(to, entry, 16)
+    elif size == 4:
+        memcpy(to, entry, 4)
+    elif size == 8:
+        memcpy(to, entry, 8)
+    else:
+        memcpy(to, entry, size)
+
+
 cdef class SharedRing(Shared):
     """What both ends of an io/ring.h ring know: the shared page(s), the slot size and the private copies of slots.
 
@@ -67,7 +84,7 @@ cdef class SharedRing(Shared):
             memcpy(private + run * size, self.ring, (count - run) * size)
         else:
             for i in range(count):
-                memcpy(private + i * size, self.ring + ((index + i) & self.index_mask) * self.slot, size)
+                copy_entry(private + i * size, self.ring + ((index + i) & self.index_mask) * self.slot, size)
 
     cdef void _out(self, const uint8_t *private, uint32_t index, uint32_t count, uint32_t size) noexcept nogil:
         """Copy `count` packed private entries of `size` bytes into the ring from `index` on."""
@@ -79,7 +96,34 @@ cdef class SharedRing(Shared):
             memcpy(self.ring, private + run * size, (count - run) * size)
         else:
             for i in range(count):
-                memcpy(self.ring + ((index + i) & self.index_mask) * self.slot, private + i * size, size)
+                copy_entry(self.ring + ((index + i) & self.index_mask) * self.slot, private + i * size, size)
+
+    cdef bint _soon(self, uint32_t *prod, uint32_t cons, uint32_t least) noexcept nogil:
+        """Look at a producer index for about as long as a peer takes that is at it: no clock is asked, no GIL let go, since
+        both take longer than most answers do. Whether it is `least` beyond `cons`."""
+        cdef int k
+        for k in range(LOOKS):
+            if <uint32_t>(ld32(prod) - cons) >= least:
+                return True
+            cpu_pause()
+        return False
+
+    cdef void _spin(self, uint32_t *prod, uint32_t cons, uint32_t least, int64_t limit) noexcept nogil:
+        """Look at a producer index until it is `least` beyond `cons` or `limit` ns have passed. What it says is not
+        believed here: a lie ends the spin, and the take that follows finds it."""
+        cdef uint64_t start = monotonic_ns()
+        cdef int64_t spun
+        cdef int k = 0
+        while <uint32_t>(ld32(prod) - cons) < least:
+            cpu_pause()
+            k += 1
+            if k & 15:
+                continue
+            spun = <int64_t>(monotonic_ns() - start)
+            if spun >= limit:
+                return
+            if spun >= PAUSE_NS:
+                cpu_yield()
 
 
 cdef class FrontRing(SharedRing):
@@ -88,7 +132,7 @@ cdef class FrontRing(SharedRing):
     attach: take up a ring that is already in use, at `index` (both producer indices; reconnects and tests of the
     wrap-around start elsewhere than 0). With attach False the shared indices are set to `index`.
     """
-    cdef uint32_t req_prod_pvt, pushed, rsp_cons
+    cdef uint32_t req_prod_pvt, pushed, rsp_cons, seen
 
     def __init__(self, buffer, uint32_t req_size, uint32_t rsp_size, bint attach=False, uint32_t index=0):
         if not attach:
@@ -100,6 +144,7 @@ cdef class FrontRing(SharedRing):
         self.req_prod_pvt = index
         self.pushed = index
         self.rsp_cons = index
+        self.seen = index
 
     @property
     def free(self):
@@ -120,6 +165,13 @@ cdef class FrontRing(SharedRing):
         self.req_prod_pvt += count
         return count
 
+    def send(self, uint32_t count):
+        """`put` and `push` in one call: True when the backend is to be notified. ValueError when there is no room."""
+        if count > self.slots - <uint32_t>(self.req_prod_pvt - self.rsp_cons):
+            raise ValueError("more requests than free slots")
+        self.put(count)
+        return self.push()
+
     cpdef bint push(self) noexcept:
         """Show the backend what was put; True when it asked to be notified (RING_PUSH_REQUESTS_AND_CHECK_NOTIFY)."""
         cdef uint32_t old = self.pushed, new = self.req_prod_pvt
@@ -131,15 +183,31 @@ cdef class FrontRing(SharedRing):
         mb()
         return <uint32_t>(new - ld32(&self.header.req_event)) < <uint32_t>(new - old)
 
-    cpdef uint32_t take(self) except? 0xffffffff:
-        """Copy every response there is into `responses`; their number. RingError when rsp_prod lies."""
-        cdef uint32_t count = ld32(&self.header.rsp_prod) - self.rsp_cons      # acquire: indices before slots
-        if count > <uint32_t>(self.pushed - self.rsp_cons):     # what was not pushed cannot have been answered
-            raise RingError(f"rsp_prod {self.rsp_cons + count & 0xffffffff:#x} is ahead of the "
-                            f"{self.pushed - self.rsp_cons & 0xffffffff} outstanding requests")
+    cpdef uint32_t take(self, uint32_t limit=0xffffffff) except? 0xffffffff:
+        """Copy up to `limit` responses into `responses`; their number. RingError when rsp_prod lies."""
+        cdef uint32_t prod = ld32(&self.header.rsp_prod), count = prod - self.rsp_cons     # acquire: indices before slots
+        # What was not pushed cannot have been answered; what was seen cannot be taken back.
+        if count > <uint32_t>(self.pushed - self.rsp_cons) or <uint32_t>(prod - self.seen) > self.slots:
+            raise RingError(f"rsp_prod {prod:#x} is ahead of the {self.pushed - self.rsp_cons & 0xffffffff} outstanding"
+                            f" requests or moved back from {self.seen:#x}")
+        self.seen = prod
+        if count > limit:
+            count = limit
         self._in(self.response_at, self.rsp_cons, count, self.rsp_size)
         self.rsp_cons += count
         return count
+
+    def take_within(self, int64_t spin_ns, uint32_t least=1, uint32_t limit=0xffffffff):
+        """`take`, once `least` responses are there (or all that can come) or `spin_ns` have passed. The GIL is
+        released after a first look of a microsecond or two.
+
+        For a backend that is at it right now. Keep it below a millisecond: signals wait for it, and Upcall.wait sleeps.
+        """
+        least = min(least, <uint32_t>(self.pushed - self.rsp_cons))
+        if not self._soon(&self.header.rsp_prod, self.rsp_cons, least):
+            with nogil:
+                self._spin(&self.header.rsp_prod, self.rsp_cons, least, spin_ns)
+        return self.take(limit)
 
     cpdef bint final_check(self) noexcept:
         """Ask for a notification of the next response; True when one is there already (RING_FINAL_CHECK_FOR_RESPONSES)."""
@@ -183,6 +251,19 @@ cdef class BackRing(SharedRing):
         self._in(self.request_at, self.req_cons, count, self.req_size)
         self.req_cons += count
         return count
+
+    def take_within(self, int64_t spin_ns, uint32_t least=1, uint32_t limit=0xffffffff):
+        """`take`, once `least` requests are there (or all that can come) or `spin_ns` have passed, as FrontRing's."""
+        least = min(least, <uint32_t>(self.slots - <uint32_t>(self.req_cons - self.rsp_prod_pvt)))
+        if not self._soon(&self.header.req_prod, self.req_cons, least):
+            with nogil:
+                self._spin(&self.header.req_prod, self.req_cons, least, spin_ns)
+        return self.take(limit)
+
+    def respond(self, uint32_t count):
+        """`put` and `push` in one call: True when the frontend is to be notified."""
+        self.put(count)
+        return self._push()
 
     cpdef put(self, uint32_t count):
         """Put the first `count` entries of `responses` into the ring. Not yet pushed."""

@@ -793,3 +793,11 @@ def test_dma_to_where_no_code_is_leaves_the_guest_alone(tmp_path: Path) -> None:
     m.exits.on_out[0xD0000000] = dma
     finish(m)
     assert m.dword(0x504) == 1
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_processor_whose_time_is_its_blocks_promises_no_time_stamp_counter(tmp_path: Path, counts: bool) -> None:
+    m = machine(tmp_path, "mov eax, 1\ncpuid\nmov [0x500], edx\nhlt")
+    m.engine.counts_blocks = counts
+    m.halts()
+    assert bool(m.dword(0x500) & 1 << 4) is not counts

@@ -10,6 +10,7 @@ from miniguest.ring.errors import RingError
 
 NEAR_WRAP = 0xFFFFFFF0
 REQ_PROD, REQ_EVENT, RSP_PROD, RSP_EVENT = range(4)
+LONG = 3_600_000_000_000
 WORD = st.integers(0, 0xFFFFFFFF)
 
 
@@ -27,8 +28,9 @@ def wrapped(value: int) -> int:
 def test_req_prod_ahead_or_moving_back(ahead: int) -> None:
     _, back, words = ring()
     words[REQ_PROD] = wrapped(NEAR_WRAP + ahead)
-    with pytest.raises(RingError, match="req_prod"):
-        back.take()
+    for take in (back.take, lambda: back.take_within(LONG, 32, 1)):
+        with pytest.raises(RingError, match="req_prod"):
+            take()
     assert back.unanswered == 0
 
 
@@ -69,8 +71,9 @@ def test_a_full_ring_is_no_lie_and_one_more_is() -> None:
 def test_rsp_prod_ahead_of_nothing(ahead: int) -> None:
     front, _, words = ring()
     words[RSP_PROD] = wrapped(NEAR_WRAP + ahead)
-    with pytest.raises(RingError, match="rsp_prod"):
-        front.take()
+    for take in (front.take, lambda: front.take_within(LONG, 32, 1)):
+        with pytest.raises(RingError, match="rsp_prod"):
+            take()
     assert front.outstanding == 0
 
 
@@ -85,6 +88,48 @@ def test_rsp_prod_moves_back() -> None:
     words[RSP_PROD] = wrapped(NEAR_WRAP + 2)
     with pytest.raises(RingError):
         front.take()
+
+
+def test_rsp_prod_moves_back_over_what_was_seen_only() -> None:
+    front, back, words = ring()
+    front.send(10)
+    back.take()
+    back.respond(10)
+    assert front.take(4) == 4
+    words[RSP_PROD] = wrapped(NEAR_WRAP + 5)
+    with pytest.raises(RingError, match="moved back"):
+        front.take()
+
+
+def test_nobody_waits_for_more_than_can_come() -> None:
+    """A watchdog would be no test: a spin of an hour that is not cut short does not end."""
+    front, back, _ = ring()
+    assert front.take_within(LONG, 5) == 0              # nothing was sent
+    front.send(3)
+    assert back.take_within(LONG, 3) == 3
+    back.respond(3)
+    assert front.take_within(LONG, 5) == 3              # no more than three are on their way
+    front.send(32)
+    assert back.take(2) == 2
+    assert back.take_within(LONG, 40, 30) == 30         # and no more than the ring holds can be asked for
+    assert back.take_within(LONG, 1) == 0
+
+
+def test_a_spin_ends_when_its_time_is_up() -> None:
+    front, back, _ = ring()
+    front.send(3)
+    assert front.take_within(1000, 1) == 0
+    assert back.take_within(1000, 4) == 3
+    assert back.take_within(-1, 1) == 0
+
+
+def test_more_requests_than_room_are_our_own_mistake() -> None:
+    front, _, _ = ring()
+    assert front.send(30)
+    with pytest.raises(ValueError, match="more requests"):
+        front.send(3)
+    assert front.outstanding == 30
+    assert not front.send(2)
 
 
 def test_what_was_not_pushed_cannot_be_answered() -> None:

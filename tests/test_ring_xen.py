@@ -4,6 +4,7 @@ ours - ours, ours - Xen's, Xen's - ours and Xen's - Xen's, each on a ring of its
 answered and all four shared rings must be equal; what passed through is checked against plain lists.
 """
 import mmap
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -35,8 +36,15 @@ class OurFront:
         self.ring.requests[: len(fits)] = fits
         return self.ring.put(count)
 
-    def take(self) -> bytes:
-        return bytes(self.ring.responses[: self.ring.take() * self.ring.rsp_size])
+    def take(self, limit: int = 1 << 20) -> bytes:
+        return bytes(self.ring.responses[: self.ring.take(limit) * self.ring.rsp_size])
+
+    def take_within(self, spin_ns: int, least: int, limit: int) -> bytes:
+        return bytes(self.ring.responses[: self.ring.take_within(spin_ns, least, limit) * self.ring.rsp_size])
+
+    def put_and_push(self, requests: bytes) -> bool:
+        self.ring.requests[: len(requests)] = requests
+        return self.ring.send(len(requests) // self.ring.req_size)
 
 
 class OurBack:
@@ -49,9 +57,16 @@ class OurBack:
     def take(self, limit: int) -> bytes:
         return bytes(self.ring.requests[: self.ring.take(limit) * self.ring.req_size])
 
+    def take_within(self, spin_ns: int, least: int, limit: int) -> bytes:
+        return bytes(self.ring.requests[: self.ring.take_within(spin_ns, least, limit) * self.ring.req_size])
+
     def put(self, responses: bytes) -> None:
         self.ring.responses[: len(responses)] = responses
         self.ring.put(len(responses) // self.ring.rsp_size)
+
+    def put_and_push(self, responses: bytes) -> bool:
+        self.ring.responses[: len(responses)] = responses
+        return self.ring.respond(len(responses) // self.ring.rsp_size)
 
 
 class FourPairs(RuleBasedStateMachine):
@@ -105,9 +120,19 @@ class FourPairs(RuleBasedStateMachine):
         self.visible += self.put
         self.put = []
 
-    @rule(limit=st.integers(0, 40) | st.just(1 << 20))
-    def back_takes(self, limit: int) -> None:
-        taken = self.same([back.take(limit) for back in self.backs])
+    @rule(count=st.integers(0, 40))
+    def front_puts_and_pushes(self, count: int) -> None:
+        items = self.numbered(min(count, self.slots - self.outstanding), self.req_size)
+        self.put += items
+        old, self.req_prod = self.req_prod, (self.req_prod + len(self.put)) % WRAP
+        crossed = (self.req_prod - self.req_event) % WRAP < (self.req_prod - old) % WRAP
+        assert self.same([front.put_and_push(b"".join(items)) for front in self.fronts]) is crossed
+        self.visible += self.put
+        self.put = []
+
+    @rule(limit=st.integers(0, 40) | st.just(1 << 20), least=st.integers(0, 40), spin=st.none() | st.integers(-1, 3000))
+    def back_takes(self, limit: int, least: int, spin: int | None) -> None:
+        taken = self.same([self.take(back, limit, least, spin) for back in self.backs])
         count = min(limit, len(self.visible))
         assert taken == b"".join(self.visible[:count])
         self.taken += self.visible[:count]
@@ -132,11 +157,30 @@ class FourPairs(RuleBasedStateMachine):
         self.returned += self.answered
         self.answered = []
 
-    @rule()
-    def front_takes(self) -> None:
-        assert self.same([front.take() for front in self.fronts]) == b"".join(self.returned)
-        self.rsp_cons = (self.rsp_cons + len(self.returned)) % WRAP
-        self.returned = []
+    @precondition(lambda self: self.taken)
+    @rule(data=st.data())
+    def back_answers_and_pushes(self, data: st.DataObject) -> None:
+        items = self.numbered(data.draw(st.integers(0, len(self.taken))), self.rsp_size)
+        del self.taken[: len(items)]
+        self.answered += items
+        old, self.rsp_prod = self.rsp_prod, (self.rsp_prod + len(self.answered)) % WRAP
+        crossed = (self.rsp_prod - self.rsp_event) % WRAP < (self.rsp_prod - old) % WRAP
+        assert self.same([back.put_and_push(b"".join(items)) for back in self.backs]) is crossed
+        self.returned += self.answered
+        self.answered = []
+
+    @rule(limit=st.integers(0, 40) | st.just(1 << 20), least=st.integers(0, 40), spin=st.none() | st.integers(-1, 3000))
+    def front_takes(self, limit: int, least: int, spin: int | None) -> None:
+        taken = self.same([self.take(front, limit, least, spin) for front in self.fronts])
+        count = min(limit, len(self.returned))
+        assert taken == b"".join(self.returned[:count])
+        self.rsp_cons = (self.rsp_cons + count) % WRAP
+        del self.returned[:count]
+
+    def take(self, end: Any, limit: int, least: int, spin: int | None) -> bytes:
+        """Take; ours by the call that spins, unless spin is None. Nobody is there to wait for: it takes the same."""
+        spins = spin is not None and isinstance(end, OurFront | OurBack)
+        return bytes(end.take_within(spin, least, limit) if spins else end.take(limit))
 
     @rule()
     def front_checks_finally(self) -> None:

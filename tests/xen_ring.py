@@ -47,11 +47,11 @@ int name##_front_push(name##_front_ring_t *f) {                                 
     RING_PUSH_REQUESTS_AND_CHECK_NOTIFY(f, notify);                                                            \
     return notify;                                                                                             \
 }                                                                                                              \
-unsigned name##_front_take(name##_front_ring_t *f, struct name##_rsp *to) {                                    \
+unsigned name##_front_take(name##_front_ring_t *f, struct name##_rsp *to, unsigned limit) {                    \
     RING_IDX prod = f->sring->rsp_prod;                                                                        \
     unsigned n = 0;                                                                                            \
     xen_rmb();                                                                                                 \
-    while (f->rsp_cons != prod) {                                                                              \
+    while (n < limit && f->rsp_cons != prod) {                                                                 \
         RING_COPY_RESPONSE(f, f->rsp_cons, &to[n]);                                                            \
         n++, f->rsp_cons++;                                                                                    \
     }                                                                                                          \
@@ -128,6 +128,15 @@ class _End:
     def final_check(self) -> bool:
         return bool(self._call(f"{self._end}_final_check"))
 
+    def put_and_push(self, entries: bytes) -> bool:
+        """What ours do in one call."""
+        self.put(entries)
+        return self.push()
+
+    def put(self, entries: bytes) -> object:
+        """See the ends."""
+        raise NotImplementedError
+
 
 class XenFront(_End):
     """The frontend's end, as our FrontRing but for bytes in and out."""
@@ -148,9 +157,9 @@ class XenFront(_End):
     def put(self, requests: bytes) -> int:
         return self._call("front_put", ctypes.c_char_p(requests), len(requests) // self.req_size)
 
-    def take(self) -> bytes:
+    def take(self, limit: int = 1 << 20) -> bytes:
         out = ctypes.create_string_buffer(self.slots * self.rsp_size)
-        count = self._call("front_take", out)
+        count = self._call("front_take", out, limit)
         return out.raw[: count * self.rsp_size]
 
     @property

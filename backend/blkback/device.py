@@ -6,21 +6,19 @@ from typing import Final
 from miniguest.backend.backend_device import BackendDevice
 from miniguest.backend.blkback.formats import FORMATS, Format
 from miniguest.backend.blkback.image import SECTOR, Image
-from miniguest.backend.blkback.requests import MAX_INDIRECT_SEGMENTS, Executor
+from miniguest.backend.blkback.requests import MAX_INDIRECT_SEGMENTS, RareRequests
 from miniguest.ring import _core
 from miniguest.ring.abi.blkif import VDISK_READONLY
 from miniguest.ring.abi.protocols import XEN_IO_PROTO_ABI_NATIVE
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import HypercallError, MiniguestError, PeerError
-from miniguest.ring.memory import FRAME_SIZE
 from miniguest.ring.process import Process
-from miniguest.ring.statistics import Statistics, statistics_path
+from miniguest.ring.statistics import statistics_path, vbd_counters
 from miniguest.ring.xenbus import Keys, switch_state, watch_state
 from miniguest.ring.xenstore import Xenstore
 
 MAX_RING_PAGE_ORDER: Final = 4
-BATCH: Final = 32                       # requests that are answered together
-TURN: Final = 16 << 20                  # bytes that one device moves before the others get their turn
+TURN: Final = 16 << 20                  # bytes that one device moves before the others get their turn; 4096 a request on top
 RSP_PROD: Final = slice(8, 12)          # io/ring.h, struct sring
 
 
@@ -30,12 +28,12 @@ class BlockDevice(BackendDevice):
     def __init__(self, process: Process, store: Xenstore, domid: int, device: int, path: str) -> None:
         super().__init__(process, store, domid, path)
         self._undo = ExitStack()        # what the connection to the frontend holds
-        self._executor: Executor | None = None          # while connected
+        self._server: _core.BlkServer | None = None     # while connected
         keys = Keys(store, path)
         with ExitStack() as undo:
             self._image = Image(Path(keys.text("params")), keys.text("mode", "w") == "r")
             undo.callback(self._image.close)
-            self._statistics = Statistics(statistics_path(process.runtime, "vbd", domid, device))
+            self._counters = vbd_counters(statistics_path(process.runtime, "vbd", domid, device))
             self._advertise(keys.text("discard-enable", "1") != "0")
             self._watch = watch_state(store, self.frontend, self.frontend_changed)
             undo.pop_all()
@@ -60,7 +58,7 @@ class BlockDevice(BackendDevice):
     @property
     def is_connected(self) -> bool:
         """Whether requests are served."""
-        return self._executor is not None
+        return self._server is not None
 
     def connect(self) -> None:
         """Map the frontend's ring, and serve it."""
@@ -69,7 +67,7 @@ class BlockDevice(BackendDevice):
         if protocol not in FORMATS:
             raise PeerError(f"{self.frontend}/protocol is {protocol[:32]!r}, not one of {', '.join(FORMATS)}")
         grefs = self._ring_refs(keys)
-        executor = self._map_ring(grefs, keys.flag("feature-persistent"), FORMATS[protocol])
+        server = self._map_ring(grefs, keys.flag("feature-persistent"), FORMATS[protocol])
         try:
             port = self.process.bind_interdomain(self.domid, keys.number("event-channel"))
         except HypercallError as error:
@@ -84,7 +82,8 @@ class BlockDevice(BackendDevice):
             "info": VDISK_READONLY if self._image.read_only else 0,
         })
         switch_state(self.store, self.path, XenbusState.Connected)
-        self._executor = executor
+        self._rare = RareRequests(server, self._image, FORMATS[protocol])
+        self._server = server
         self.process.loop.on_port(port, self._serve)
         self.log_connected(f"{self.path}: connected, {self._ring.slots} slots")
 
@@ -99,7 +98,7 @@ class BlockDevice(BackendDevice):
             return [keys.number("ring-ref")]
         return [keys.number(f"ring-ref{index}") for index in range(pages)]
 
-    def _map_ring(self, grefs: list[int], persistent: bool, format: Format) -> Executor:
+    def _map_ring(self, grefs: list[int], persistent: bool, format: Format) -> _core.BlkServer:
         process = self.process
         process.forget(self.domid)     # what was mapped before may be another domain's that had this number
         try:
@@ -119,42 +118,31 @@ class BlockDevice(BackendDevice):
         self._ring = _core.BackRing(buffer, format.request_size, format.response.size, index)
         io = _core.GrantedIO(process.mapper, table, memory.map, persistent)
         self._undo.callback(io.close)
-
-        def copy_grant(gref: int, buffer: bytearray) -> int:
-            return _core.grant_copy(table, memory.map, gref, 0, buffer, False, process.mapper)
-
-        return Executor(self._image, io, copy_grant, format)
+        return _core.BlkServer(self._ring, io, self._image.fd, self._image.sectors, self._image.read_only, self._counters)
 
     # -- the ring
     def _serve(self) -> None:
         """Serve what the frontend put in the ring; a ring that lies disables the device."""
-        left = TURN
+        server = self._server
+        if server is None:
+            return
+        server.left = TURN
         try:
-            while self._executor and left > 0:
-                count = self._ring.take(BATCH)
-                if count:
-                    left -= self._answer(self._executor, count)
-                elif not self._ring.final_check():
+            while (reason := server.serve()) != _core.BLK_IDLE:
+                if reason == _core.BLK_NOTIFY:
+                    self._port.notify()
+                elif reason == _core.BLK_RARE:
+                    self._rare.answer()
+                else:
+                    self.process.loop.call_soon(self._serve)
                     return
         except (MiniguestError, OSError) as error:
             self.disable(str(error))
-            return
-        self.process.loop.call_soon(self._serve)
-
-    def _answer(self, executor: Executor, count: int) -> int:
-        """Execute and answer the requests taken; about how many bytes of work that was."""
-        moved = executor.execute(self._ring.requests, count, self._ring.responses)
-        self._ring.put(count)
-        notify = self._ring.push()
-        self._statistics.add(count, notify, moved.bytes_read, moved.bytes_written, moved.errors)
-        if notify:
-            self._port.notify()
-        return moved.bytes_read + moved.bytes_written + count * FRAME_SIZE
 
     # -- the end
     def disconnect(self) -> None:
         """Let go of the ring, and of what was mapped."""
-        self._executor = None
+        self._server = None
         self._undo.close()
 
     def close(self) -> None:

@@ -110,10 +110,15 @@ cdef bint in_shadow(void *uc, State *state, uint64_t address) noexcept nogil:
     return code[size - 1] == STI_OPCODE or loads_ss(code, size)
 
 
-cdef bint opens_window(void *uc, State *state) noexcept nogil:
+cdef bint opens_window(void *uc, State *state, uint64_t address) noexcept nogil:
+    """Whether an interrupt can be taken before the block at `address`. Firmware computes for long with IF clear, so that is
+    looked at first."""
     cdef uint32_t flags = 0
     state.reg_read(uc, UC_X86_REG_EFLAGS, &flags)
-    return flags & EFLAGS_IF and not state.shadow
+    if not flags & EFLAGS_IF:
+        return False
+    state.shadow = in_shadow(uc, state, address)
+    return not state.shadow
 
 
 cdef void note_code(void *uc, State *state, uint64_t address, uint32_t size) noexcept nogil:
@@ -136,11 +141,10 @@ cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noex
         note_code(uc, state, address, size)
     state.blocks += 1
     kicked = ld8(state.upcall) or state.request
-    if kicked or state.want_interrupt:
-        state.shadow = in_shadow(uc, state, address)
     if kicked:
+        state.shadow = in_shadow(uc, state, address)
         state.stopped = STOP_KICK
-    elif state.want_interrupt and opens_window(uc, state):
+    elif state.want_interrupt and opens_window(uc, state, address):
         state.stopped = STOP_WINDOW
     elif (state.limited and <int32_t>(state.executed - state.limit) >= 0) or (
             not state.blocks & PATIENCE and state.deadline_ns and monotonic_ns() >= state.deadline_ns):

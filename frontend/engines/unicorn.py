@@ -31,7 +31,8 @@ STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.
 EXCEPTIONS: Final = 32
 CPUID: Final = b"\x0f\xa2"
 FEATURES: Final = 1                     # CPUID leaf
-SEP: Final = 1 << 11                    # its EDX: SYSENTER and SYSEXIT
+TSC: Final = 1 << 4                     # its EDX: RDTSC
+SEP: Final = 1 << 11                    # SYSENTER and SYSEXIT
 
 
 def _address(function: Any) -> int:
@@ -95,8 +96,6 @@ class UnicornEngine:
         # A processor that does not promise the long mode that this engine does not have.
         uc.ctl_set_cpu_model(x86.UC_CPU_X86_COREDUO)
         self._cpu = UnicornCpu(uc)
-        eax, ebx, ecx, edx = native_cpuid(FEATURES)
-        self._features = (eax, ebx, ecx, edx & ~SEP)        # SYSENTER does nothing in Unicorn
         functions = uclib.uc_emu_stop, uclib.uc_reg_read, uclib.uc_vmem_read, uclib.uc_vmem_translate
         self._watch = Watch(
             tuple(map(_address, functions)), upcall, handler, self._string_in, self._string_out, self._msr_found, path
@@ -206,12 +205,18 @@ class UnicornEngine:
         leaf, subleaf = uc.reg_read_batch([x86.UC_X86_REG_EAX, x86.UC_X86_REG_ECX])
         answer = self._handler.cpuid(leaf, subleaf)
         if answer is None and leaf == FEATURES:
-            answer = self._features
+            answer = self._features()
         if answer is None:
             return 0
         registers = (x86.UC_X86_REG_EAX, x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX, x86.UC_X86_REG_EDX)
         uc.reg_write_batch(list(zip(registers, answer, strict=True)))
         return 1
+
+    def _features(self) -> tuple[int, int, int, int]:
+        """What the processor can do: SYSENTER does nothing in Unicorn, and RDTSC tells the host's time whatever the guest's
+        clock says."""
+        eax, ebx, ecx, edx = native_cpuid(FEATURES)
+        return eax, ebx, ecx, edx & ~(SEP | TSC if self.counts_blocks else SEP)
 
     def _msr_found(self, address: int, block: int, size: int) -> None:
         """A new block may hold RDMSR or WRMSR: hook it, and have the block made anew with the hook in it."""

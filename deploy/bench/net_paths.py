@@ -3,6 +3,7 @@
     vif     netfront -> netback's switch -> netfront: three processes, two copies and whatever each hop has to look at
     unix    AF_UNIX datagrams from one process to another: two copies, by the kernel
     tap     write(2) to a TAP in a network namespace of our own, where the kernel's stack drops them: one copy
+    memcpy  a copy of the frame from one buffer to another, by one core
 
 Each path is set up once; a window is a number of frames of one size, timed from the word to go until the last one is
 there (tap: written).
@@ -10,11 +11,9 @@ there (tap: written).
 import ctypes
 import errno
 import os
-import select
 import socket
 import struct
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path as FilePath
@@ -23,6 +22,7 @@ from typing import Final, Protocol
 import numpy
 
 from miniguest.backend.netback.tap import Tap
+from miniguest.deploy.bench.pair import PairError, Pipe
 from miniguest.deploy.children import Children
 from miniguest.deploy.stress.frames import hello
 from miniguest.deploy.stress.lan import Lan, lan, mac_of
@@ -32,13 +32,13 @@ from miniguest.ring.process import Process
 WINDOWS: Final = {60: 100_000, 1500: 60_000, 9000: 20_000, 65535: 4_000}       # frames, by their size in bytes
 BATCH: Final = 256                      # frames that are put with one call
 CACHED: Final = 256 << 10               # and bytes: what is sent lies in a cache, as it does on the other paths
+RINGS: Final = 1 << 20                 # bytes of a ring's pages
 SENDER: Final = 1
 RECEIVER: Final = 2
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 TAP_NAME: Final = "mgbench"
 TAP_MTU: Final = 65521
-WINDOW: Final = struct.Struct("<qq")    # size, number of frames
 WATCHDOG: Final = 60.0                  # seconds for a window
 GRACE: Final = 1.0
 
@@ -49,30 +49,6 @@ class Path(Protocol):
     def run(self, size: int, count: int) -> float:
         """Seconds that `count` frames of `size` bytes took."""
         ...
-
-
-class Pipe:
-    """Pairs of numbers on their way from one process to another."""
-
-    def __init__(self) -> None:
-        self.reader, self.writer = os.pipe()
-        for end in (self.reader, self.writer):
-            weakref.finalize(self, os.close, end)
-
-    def say(self, first: int = 0, second: int = 0) -> None:
-        """Send two numbers."""
-        os.write(self.writer, WINDOW.pack(first, second))
-
-    def hear(self) -> tuple[int, int]:
-        """Wait for two numbers."""
-        first, second = WINDOW.unpack(os.read(self.reader, WINDOW.size))
-        return first, second
-
-    def answer(self) -> tuple[int, int]:
-        """The same, with a watchdog. TimeoutError when none come."""
-        if not select.select([self.reader], [], [], WATCHDOG)[0]:
-            raise TimeoutError(f"no answer in {WATCHDOG:g} s")
-        return self.hear()
 
 
 def frame_of(size: int, source: bytes, target: bytes) -> bytes:
@@ -192,7 +168,7 @@ class VifPath:
     def _wait(self) -> None:
         try:
             self._done.answer()
-        except TimeoutError:
+        except PairError:
             self._switch.finish(0)              # says who has died, or that they hang
 
 
@@ -262,6 +238,21 @@ class TapPath:
         return self._answers.answer()[0] / 1e9
 
 
+class CopyPath:
+    """Copies between as many pages as the two rings of a vif to vif path have."""
+
+    def run(self, size: int, count: int) -> float:
+        """See Path."""
+        slots = max(1, RINGS // size)
+        source, target = numpy.ones((slots, size), numpy.uint8), numpy.zeros((slots, size), numpy.uint8)
+        pairs = list(zip(source, target, strict=True))
+        start = time.perf_counter()
+        for index in range(count):
+            one, other = pairs[index % slots]
+            other[...] = one
+        return time.perf_counter() - start
+
+
 def enter_namespace() -> None:
     """A network namespace of our own; in a user namespace of our own, too, for whoever is not root. OSError without."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -276,20 +267,11 @@ def paths(logs: FilePath) -> Iterator[tuple[dict[str, Path], dict[str, str]]]:
     children = Children(logs)
     with ExitStack() as undo:
         undo.callback(lambda: children.stop(children.living, GRACE))
-        found: dict[str, Path] = {"unix": undo.enter_context(closing(UnixPath(children)))}
+        found: dict[str, Path] = {"memcpy": CopyPath(), "unix": undo.enter_context(closing(UnixPath(children)))}
         try:
             found["tap"] = TapPath(children)
         except OSError as error:
             left_out["tap"] = error.strerror or str(error)
-        found["vif"] = VifPath(undo.enter_context(lan()))
+        for doorbell in ("zmq", "fifo"):
+            found[f"vif, {doorbell}"] = VifPath(undo.enter_context(lan(doorbell)))
         yield found, left_out
-
-
-def rates(rounds: int, ways: dict[str, Path]) -> dict[tuple[str, int], list[float]]:
-    """Frames a second in each round, by path and size in bytes: all paths take turns, a window each."""
-    found: dict[tuple[str, int], list[float]] = {(name, size): [] for size in WINDOWS for name in ways}
-    for _ in range(rounds):
-        for size, count in WINDOWS.items():
-            for name, way in ways.items():
-                found[name, size].append(count / way.run(size, count))
-    return found
