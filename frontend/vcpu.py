@@ -172,6 +172,7 @@ class Vcpu:
             self._tick()
             route.device.write(route.offset, size, value)
             self._sync()
+            self._hurry()
         elif route.claimed:
             self._request(type_, address, value, 1, size, IOREQ_WRITE)
         self._count(route.row, 1, now_ns() - start)
@@ -224,6 +225,8 @@ class Vcpu:
             return 0xFFFFFFFF
         value = self._slot.finish()
         self.look()
+        if self._pace and type_ != IOREQ_TYPE_TIMEOFFSET:
+            self._hurry()               # the device model's timers are on the same clock
         return value
 
     def answer(self) -> int:
@@ -294,6 +297,13 @@ class Vcpu:
             if due is not None and due <= now:
                 self._request(IOREQ_TYPE_TIMEOFFSET, 0, now, 1, 8, IOREQ_WRITE)
         self._tick()
+
+    def _hurry(self) -> None:
+        """The guest goes on after an exit that may have set a timer: one that is due before the engine is to stop."""
+        due = self._deadline()
+        if due and (not self._due or due < self._due):
+            self._due = due
+            self.engine.kick()
 
     def _deadline(self) -> int:
         """When the guest is to be stopped, by its own clock; 0 for never."""

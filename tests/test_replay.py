@@ -493,3 +493,28 @@ def test_a_reset_is_replayed(tmp_path: Path, clock: str) -> None:
     again = run(tmp_path, str(tmp_path / "replay.toml"), "--timeout", "60")
     assert (again.status, again.guest["ended"]) == (0, "poweroff"), again.stderr
     assert counted(again) == counted(ran)
+
+
+def test_in_virtual_time_a_guest_that_polls_has_its_timer(tmp_path: Path) -> None:
+    """The time of a poll is that of its exit, far more than that of the few blocks between two of them."""
+    program = assemble(tmp_path, """
+        xor ax, ax
+        mov ds, ax
+        mov ss, ax
+        mov sp, 0x7c00
+        sti
+        mov bx, [0x46c]                 # ticks, 18.2 a second
+        xor cx, cx
+        mov dx, 0x3fb
+1:      in al, dx                       # 65,536 times, a microsecond each
+        loop 1b
+        mov ax, [0x46c]
+        sub ax, bx
+        call hex
+        jmp poweroff
+    """ + LIBRARY)
+    (tmp_path / "disk.img").write_bytes(program.ljust(1 << 20, b"\0"))
+    (tmp_path / "virtual.toml").write_text('clock = "virtual"\n' + GUEST)
+    ran = run(tmp_path, str(tmp_path / "virtual.toml"), "--timeout", "60")
+    assert (ran.status, ran.guest["ended"]) == (0, "poweroff"), ran.stderr
+    assert int(ran.console[-2:], 16) in (1, 2)

@@ -114,7 +114,8 @@ def _alive(played: PlayedVcpu) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("lie", [
-    {"type_": 3}, {"type_": 255}, {"type_": 8}, {"size": 0}, {"size": 3}, {"size": 16}, {"size": 0xFFFFFFFF}, {"size": 8},
+    {"type_": 3}, {"type_": 255}, {"type_": 8}, {"type_": 7},
+    {"size": 0}, {"size": 3}, {"size": 16}, {"size": 0xFFFFFFFF}, {"size": 8},
     {"count": 0}, {"count": 0xFFFFFFFF}, {"count": (1 << 20) + 1, "pointer": True}, {"count": 0, "pointer": True, "write": True},
     {"type_": IOREQ_TYPE_COPY, "size": 16}, {"type_": IOREQ_TYPE_COPY, "count": 0xFFFFFFFF, "pointer": True},
 ])
