@@ -4,7 +4,7 @@ Devices are registers and know none of this: after every access the wrapper here
 """
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from miniguest.frontend.devices.device import Device, GuestMemory
@@ -35,7 +35,8 @@ class Timers(Protocol):
 @dataclass(slots=True, eq=False)
 class Attached:
     """A device on the bus. `lines`: (interrupt line, its level now) for each line that it drives. `settled`: called after
-    each access and change, for what the device does besides."""
+    each access and change, for what the device does besides. `waiting`: whether a guest that reads could only learn that a
+    disk has not answered yet."""
 
     name: str
     device: Device
@@ -43,6 +44,10 @@ class Attached:
     deadline: Callable[[], int | None] | None = None
     tick: Callable[[], None] | None = None
     settled: Callable[[], None] | None = None
+    waiting: Callable[[], bool] | None = None
+    levels: list[bool] = field(default_factory=list)
+    inert: bool = False                 # nothing is to be looked at after an access
+    gone: bool = False                  # it was on the bus before a reset
     timer: Timer | None = None
     due: int | None = None
 
@@ -77,16 +82,19 @@ class InterruptLines:
 
 
 class Bus:
-    """Dispatches accesses to the devices attached. clock: nanoseconds, the devices' own."""
+    """Dispatches accesses to the devices attached. clock: nanoseconds, the devices' own. hold(waiting): called before a
+    device is read that waits for a disk; it may let time pass while `waiting()` is so."""
 
     def __init__(
-        self, claims: Claims, lines: InterruptLines, memory: GuestMemory, timers: Timers, clock: Callable[[], int]
+        self, claims: Claims, lines: InterruptLines, memory: GuestMemory, timers: Timers, clock: Callable[[], int],
+        hold: Callable[[Callable[[], bool]], None] = lambda waiting: None,
     ) -> None:
         self._claims = claims
         self._lines = lines
         self._memory = memory
         self._timers = timers
         self._clock = clock
+        self._hold = hold
         self._ports: dict[int, tuple[int, Attached, Device]] = {}
         self._regions: list[tuple[int, int, Attached, Device]] = []
         self._claimed: list[tuple[int, int, int]] = []
@@ -95,10 +103,11 @@ class Bus:
     def add(
         self, name: str, device: Device, *lines: tuple[int, Callable[[], bool]],
         deadline: Callable[[], int | None] | None = None, tick: Callable[[], None] | None = None,
-        settled: Callable[[], None] | None = None,
+        settled: Callable[[], None] | None = None, waiting: Callable[[], bool] | None = None,
     ) -> Attached:
         """A device with its interrupt lines and its clockwork; where it answers is said by `attach`."""
-        attached = Attached(name, device, lines, deadline, tick, settled)
+        attached = Attached(name, device, lines, deadline, tick, settled, waiting, [False] * len(lines))
+        attached.inert = not lines and deadline is None and settled is None
         self._attached.append(attached)
         self._settle(attached)
         return attached
@@ -137,6 +146,7 @@ class Bus:
         for kind, start, count in list(self._claimed):
             self.detach(kind, start, count)
         for attached in self._attached:
+            attached.gone = True
             if attached.timer:
                 attached.timer.cancel()
         self._attached.clear()
@@ -157,12 +167,15 @@ class Bus:
 
     def read(self, kind: int, address: int, size: int) -> int:
         """`size` bytes; all ones where nothing answers."""
-        found = self._find(kind, address)
+        found = self._ports.get(address) if kind == PORT else self._find(kind, address)
         if found is None:
             return ONES.get(size, 0)
         start, attached, device = found
+        if attached.waiting is not None and attached.waiting():
+            self._hold(attached.waiting)
         value = device.read(address - start, size)
-        self._settle(attached)
+        if not attached.inert:
+            self._settle(attached)
         return value
 
     def write(self, kind: int, address: int, size: int, value: int) -> None:
@@ -205,10 +218,13 @@ class Bus:
 
     # -- lines and deadlines
     def _settle(self, attached: Attached) -> None:
-        if attached not in self._attached:
-            return                      # it was on the bus before a reset
-        for line, level in attached.lines:
-            self._lines.drive(line, attached.name, level())
+        if attached.gone:
+            return
+        for index, (line, level) in enumerate(attached.lines):
+            now = level()
+            if now != attached.levels[index]:
+                attached.levels[index] = now
+                self._lines.drive(line, attached.name, now)
         if attached.settled:
             attached.settled()
         if attached.deadline is None:

@@ -4,6 +4,7 @@ It reaches the outside only through split drivers: blkfront for disks, the conso
 """
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from miniguest.frontend.bus import MEMORY, PORT, Bus, InterruptLines
@@ -42,6 +43,7 @@ SPACES: Final = {IOREQ_TYPE_PIO: PORT, IOREQ_TYPE_COPY: MEMORY}
 DRAIN_SECONDS: Final = 1.0
 SIZES: Final = {PORT: (1, 2, 4), MEMORY: (1, 2, 4, 8)}
 MAX_ELEMENTS: Final = 1 << 20
+HOLD_NS: Final = 200_000                # that a poll of a busy disk may take
 log = logging.getLogger(__name__)
 console_log = logging.getLogger("firmware")
 
@@ -108,13 +110,13 @@ class MiniGuest:
         self._boot = self.store.read_text(f"device-model/{target}/boot")
         self._notes = _note_writer(process, target)
         in_step = self._timers is not None or self._notes is not None
-        self._accesses = (self._read_in_step, self._write_in_step) if in_step else (self._read, self._write)
+        self._in_step = in_step
         plain = TargetMemory(memory)
         self._target_memory: GuestMemory = NotedMemory(plain, self._notes) if self._notes else plain
         self._console = self._connect_console(own)
         self._lines = InterruptLines(self._set_line)
         timers = self._timers or process.loop
-        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, timers, self._clock.now)
+        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, timers, self._clock.now, self._hold)
         self._vcpus = vcpus
         self.pc = self._make_pc()
         self._settle()
@@ -180,26 +182,32 @@ class MiniGuest:
         self._requests.connect(index, port)
 
     def _serve(self) -> None:
-        self._requests.serve(self._process.loop.upcall, *self._accesses, self._other)
+        read, write = (self._read_in_step, self._write_in_step) if self._in_step else (self._bus.read, self._write)
+        self._requests.serve(self._process.loop.upcall, read, write, self._other)
         self._console.feed()
 
-    def _read(self, type_: int, address: int, size: int) -> int:
-        return self._bus.read(SPACES[type_], address, size)
+    def _hold(self, waiting: Callable[[], bool]) -> None:
+        """Let a guest that polls a disk wait here for the disk's answer, rather than ask again and again: whoever is to
+        answer may need this core."""
+        deadline = _core.now_ns() + HOLD_NS
+        loop = self._process.loop
+        while waiting() and not loop.stopping and (left := deadline - _core.now_ns()) > 0:
+            loop.turn(left / 1e9)
 
-    def _write(self, type_: int, address: int, size: int, value: int) -> None:
-        self._bus.write(SPACES[type_], address, size, value)
+    def _write(self, kind: int, address: int, size: int, value: int) -> None:
+        self._bus.write(kind, address, size, value)
         if self._resetting:
             self._finish_reset()
 
-    def _read_in_step(self, type_: int, address: int, size: int) -> int:
+    def _read_in_step(self, kind: int, address: int, size: int) -> int:
         self._pass_time()
-        value = self._read(type_, address, size)
+        value = self._bus.read(kind, address, size)
         self._settle()
         return value
 
-    def _write_in_step(self, type_: int, address: int, size: int, value: int) -> None:
+    def _write_in_step(self, kind: int, address: int, size: int, value: int) -> None:
         self._pass_time()
-        self._write(type_, address, size, value)
+        self._write(kind, address, size, value)
         self._settle()
 
     def _other(self, vcpu: int, request: tuple[int, int, int, int, int, int, int, int] | int) -> int | None:

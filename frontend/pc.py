@@ -85,10 +85,11 @@ class Pc:
             self._place(self._add(name, device), device.ports)
 
     def _add(
-        self, name: str, device: Model, *lines: tuple[int, Callable[[], bool]], settled: Callable[[], None] | None = None
+        self, name: str, device: Model, *lines: tuple[int, Callable[[], bool]], settled: Callable[[], None] | None = None,
+        waiting: Callable[[], bool] | None = None,
     ) -> Attached:
         deadline, tick = getattr(device, "deadline", None), getattr(device, "tick", None)
-        attached = self._around.bus.add(name, device, *lines, deadline=deadline, tick=tick, settled=settled)
+        attached = self._around.bus.add(name, device, *lines, deadline=deadline, tick=tick, settled=settled, waiting=waiting)
         device.changed = lambda: self._around.bus.changed(attached)
         return attached
 
@@ -136,7 +137,7 @@ class Pc:
         for number in (0, 1):
             drives = [disks.get(vdev) for vdev, channel, _ in SLOTS if channel == number]
             channel = IdeChannel((drives[0], drives[1]), busmaster.channels[number], f"MG{number}")
-            ide = self._add(f"ide{number}", channel, (IDE_IRQ[number], channel.irq))
+            ide = self._add(f"ide{number}", channel, (IDE_IRQ[number], channel.irq), waiting=channel.waiting)
             control = IDE_CONTROL[number] - (0x1F0, 0x170)[number]
             self._windows[self.piix3_ide, number, "ide"] = [
                 (ide, channel.command_block, 0, 8), (ide, channel.control_block, control, 1),

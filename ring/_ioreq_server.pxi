@@ -45,7 +45,8 @@ cdef class IoreqServer(IoreqWatch):
     def serve(self, Upcall upcall not None, read, write, other):
         """Answer what is asked, and what comes soon after; the number of requests.
 
-        read(type, address, size) -> value, write(type, address, size, value): one access of 1, 2, 4 or 8 bytes. other(vcpu,
+        read(type, address, size) -> value, write(type, address, size, value): one access of 1, 2, 4 or 8 bytes; the types
+        are 0 for ports and 1 for memory. other(vcpu,
         request): any other request, as IoreqSlot.take gives it; its answer, or None: it gets none, the vCPU has lied. Ends
         early when `upcall` has something pending.
         """
@@ -102,9 +103,15 @@ cdef class IoreqServer(IoreqWatch):
 
     cdef bint _linger(self, Upcall upcall) noexcept:
         """Whether a request comes soon."""
-        cdef uint64_t until = monotonic_ns() + LINGER_NS
-        while not self.hit():
+        cdef uint64_t until = 0
+        cdef int k = 0
+        while self._next() == self.vcpus:
+            cpu_pause()
+            k += 1
+            if k & 15:
+                continue
+            if until == 0:
+                until = monotonic_ns() + LINGER_NS
             if ld8(upcall.info + UPCALL_PENDING) or monotonic_ns() > until:
                 return False
-            cpu_pause()
         return True

@@ -87,6 +87,11 @@ class IdeChannel(Model):
         """Drives that take a write to the task file: a busy one does not."""
         return [drive for drive in self.drives if drive is not None and not drive.state.status & r.BSY]
 
+    def waiting(self) -> bool:
+        """Whether the selected drive is busy with its disk."""
+        drive = self.drives[self.state.device >> 4 & 1]
+        return drive is not None and bool(drive.state.status & r.BSY) and not self.state.control & r.SRST
+
     def _field(self, value: int) -> int:
         """One byte of a 16-bit task file register, the earlier one while HOB is set."""
         return value >> 8 if self.state.control & r.HOB else value & 0xFF
