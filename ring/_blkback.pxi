@@ -2,7 +2,8 @@
 cdef enum:
     BLK_I386_REQUEST = 108     # bytes of a request where a u64 is aligned to 4 bytes; to 8: four more, before the id
     BLK_BATCH = 32             # requests taken together
-    BLK_PART = 64 << 10        # bytes moved before what was done so far is answered, so that the frontend can go on
+    BLK_PART = 8               # requests that are answered together, so that the frontend can go on: an event costs it as
+    BLK_PART_BYTES = 256 << 10 # much as a few of 4 KiB; or so many bytes
 
 cpdef enum:
     BLK_MAX_SEGMENTS = SEGMENTS
@@ -119,8 +120,8 @@ cdef class BlkServer:
 
     cdef void _run(self) noexcept nogil:
         """Serve requests of the batch until one is the caller's (then `problem` is set), or enough was moved to answer."""
-        cdef int64_t until = self.left - BLK_PART
-        while self.at < self.taken and self.left > until:
+        cdef int64_t until = self.left - BLK_PART_BYTES
+        while self.at < self.taken and self.left > until and self.at - self.answered < BLK_PART:
             self.problem = self._one(self.ring.request_at + self.at * self.ring.req_size)
             if self.problem:
                 return

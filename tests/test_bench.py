@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 from miniguest.deploy import cli
-from miniguest.deploy.bench import boot, command, exit, machine, net, net_paths, references, ring, ring_peers, ring_sleep, windows
+from miniguest.deploy.bench import (
+    boot,
+    command,
+    exit,
+    machine,
+    net,
+    net_paths,
+    references,
+    ring,
+    ring_peers,
+    ring_sleep,
+    spawn,
+    windows,
+)
 from miniguest.deploy.bench.machine import Steadiness
 from miniguest.deploy.bench.rows import Measured, Row, row, to_json
 
@@ -254,3 +267,14 @@ def test_a_sleeping_pair_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ring_sleep._Front, "_put", die)
     with pytest.raises(Exception, match="gone"), ring_sleep.sleeping_ring(ring.NETIF, "fifo", False) as pair:
         pair.window(0.01)
+
+
+def test_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawn, "GUESTS", 2)
+    found = spawn.measure(2, False, quiet)
+    rows = {each.name: each for each in found.rows}
+    assert set(rows) == {
+        "spawn guest", spawn.PYTHON, "spawn guest, PSS", spawn.PYTHON_PSS, "spawn guest, the last", "spawn guest, the first",
+    }
+    assert all(each.value > 0 and (not each.reference or each.reference in rows) for each in found.rows)
+    assert rows["spawn guest"].windows == 2 and rows["spawn guest"].unit == "ms"

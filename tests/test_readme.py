@@ -50,7 +50,7 @@ def test_the_topology_and_the_commands_run(tmp_path: Path) -> None:
             assert done.returncode == (3 if network else 0), done.stderr
             assert ("Configuring (net0 00:16:3e:00:00:01)" if network else "miniguest: first light") in done.stdout
             ran += 1
-    assert ran == 3
+    assert ran == 5
     assert image.exists()
     assert (tmp_path / "report.json").stat().st_size > 0
 

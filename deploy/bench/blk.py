@@ -51,7 +51,7 @@ class Load:
 
 LOADS: Final = (
     Load("blk rand4k-qd32", 4096, 32, True, 60_000, "k/s", 1e3),
-    Load("blk seq128k", 128 << 10, 4, False, 8_000, "GB/s", 1e9 / (128 << 10)),
+    Load("blk seq128k", 128 << 10, 16, False, 8_000, "GB/s", 1e9 / (128 << 10)),
 )
 
 

@@ -65,7 +65,10 @@ def _writer(name: str | None) -> Callable[[bytes], object]:
         return lambda data: (sys.stdout.flush(), sys.stdout.buffer.write(data))
     path = Path(name)
     try:
+        was_there = path.exists()
         path.open("ab").close()
+        if not was_there:
+            path.unlink()                       # a bench that fails leaves none behind
     except OSError as error:
         raise UserError(f"{path}: --json: cannot be written: {error.strerror}") from None
     return path.write_bytes
