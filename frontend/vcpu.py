@@ -23,7 +23,7 @@ from miniguest.ring.abi.ioreq import (
     IOREQ_WRITE,
     STATE_IORESP_READY,
 )
-from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
+from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot, SHUTDOWN_watchdog
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.exits import UNCLAIMED, ExitCounters, ExitKind, exits_path
 from miniguest.ring.guest_clock import NEVER, GuestClock
@@ -95,7 +95,8 @@ class Vcpu:
         self._path.channel = self._port.channel
         notes = notes_path(process.runtime, domid)
         seat = Seat(
-            memory.map, memory.ram_size, firmware, self, self._upcall.pending_address, self._path, self._clock.stepped, notes
+            memory.map, memory.ram_size, firmware, self, self._upcall.pending_address, self._path, self._clock.stepped, notes,
+            lambda: self._loop.stopping or self._shutdown() == 1 + SHUTDOWN_watchdog,
         )
         self.engine, self._pace = assemble(plan, seat)
         self._ranges.refresh()

@@ -106,7 +106,7 @@ def recorded(tmp_path: Path) -> tuple[Path, Exits]:
     notes: Iterator[list[Noted]] = iter(
         [[], [(0x5000, b"first"), (0x5000, b"later")], *[[] for _ in SCRIPT[3:]], [(0xA000, b"abc"), (0xB000, b"prd")]]
     )
-    recorder = Recorder(TraceWriter(path, HEADER))
+    recorder = Recorder(TraceWriter(path, HEADER), lambda: False)
     handler = RecordingHandler(exits, recorder, exits.ram, lambda: next(notes))
     engine = RecordingEngine(ScriptedEngine(handler), recorder)     # type: ignore[arg-type]
     drive(engine, RecordingPace(CountingPace(), recorder))          # type: ignore[arg-type]
@@ -220,12 +220,16 @@ def test_a_trace_writes_to_nothing_but_ram(tmp_path: Path) -> None:
 
 
 def test_a_recording_that_was_stopped_ends_there(tmp_path: Path) -> None:
-    recorder = Recorder(TraceWriter(tmp_path / "t", HEADER))
+    stopped = False
+    recorder = Recorder(TraceWriter(tmp_path / "t", HEADER), lambda: stopped)
     recorder.time(5)
+    stopped = True
+    recorder.write(Exit(recorder.times(), ExitKind.PIO_IN, 0x60, 1, 0xFF))      # that nobody answered any more
+    recorder.time(6)
     recorder.end("TIMEOUT")
     recorder.close()
     exits, played = fresh_exits(), tape(tmp_path / "t")
-    assert ReplayPace(played).at_stop() == 5
+    assert ReplayPace(played).at_stop() == 1
     with pytest.raises(RecordingEnded, match="the recorded run ended here: TIMEOUT"):
         ReplayEngine(played, exits.ram, RAM, exits).run(0)
 

@@ -1,6 +1,7 @@
 """Which engine a vCPU runs on, whether its run is recorded, and how its time goes on: decided before its process starts."""
 import logging
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -45,7 +46,8 @@ class Counting(Protocol):
 @dataclass(frozen=True, slots=True)
 class Seat:
     """What an engine is plugged into. upcall: address of the byte that stops a guest; path: the way of frequent exits;
-    stepped: whether the guest's clock is; notes: where the device model notes what it read."""
+    stepped: whether the guest's clock is; notes: where the device model notes what it read; stopped: whether the guest was told
+    from outside to end."""
 
     ram: mmap.mmap
     ram_size: int
@@ -55,6 +57,7 @@ class Seat:
     path: _core.ExitPath
     stepped: bool
     notes: Path
+    stopped: Callable[[], bool]
 
 
 def load(engine: str) -> None:
@@ -73,7 +76,7 @@ def assemble(plan: Plan, seat: Seat) -> tuple[Engine, Pace | None]:
     recorder = None
     handler = seat.handler
     if plan.record:
-        recorder = Recorder(TraceWriter(*plan.record))
+        recorder = Recorder(TraceWriter(*plan.record), seat.stopped)
         handler = RecordingHandler(handler, recorder, seat.ram, NoteReader(seat.notes).take)
     engine, pace = _engine(plan, seat, handler)
     if recorder:

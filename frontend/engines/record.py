@@ -16,10 +16,14 @@ STOPS: Final = {
 
 
 class Recorder:
-    """Puts events into a trace, each with the times that came since the one before."""
+    """Puts events into a trace, each with the times that came since the one before.
 
-    def __init__(self, writer: TraceWriter) -> None:
+    stopped: whether the guest was told from outside to end. What it does then is no part of the trace: nobody answers it.
+    """
+
+    def __init__(self, writer: TraceWriter, stopped: Callable[[], bool]) -> None:
         self._writer = writer
+        self._stopped = stopped
         self._times: list[int] = []
         self._last = 0
 
@@ -37,7 +41,8 @@ class Recorder:
 
     def write(self, event: Event) -> None:
         """Something happened."""
-        self._writer.write(event)
+        if not self._stopped():
+            self._writer.write(event)
 
     def end(self, how: str) -> None:
         """The guest ended: the trace is whole."""

@@ -57,10 +57,10 @@ class Tape:
     def take(self, kind: type[_E], what: str) -> _E:
         """Go past the next event, which must be of this kind; `what`: what happened, for the message when it is not."""
         event = self.peek()
-        if self._times:
-            raise self.difference(f"the clock was set {len(self._times)} times more", what)
         if isinstance(event, End):
             self._at_end(event, what)
+        if self._times:
+            raise self.difference(f"the clock was set {len(self._times)} times more", what)
         if not isinstance(event, kind):
             raise self.difference(_say(event), what)
         self._next = None
