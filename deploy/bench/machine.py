@@ -2,6 +2,8 @@
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,17 @@ def pin(core: int) -> None:
     os.sched_setaffinity(0, {core})
 
 
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """This process, and all that it starts meanwhile, is on a core; what it started stays there."""
+    before = os.sched_getaffinity(0)
+    pin(core)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Steadiness:
     """How much the time of a fixed loop varies on the cores that the bench uses."""
 
@@ -28,14 +41,12 @@ class Steadiness:
 
     def look(self) -> None:
         """Run the loop once, on one core and the other in turn."""
-        before = os.sched_getaffinity(0)
-        pin(cores()[len(self._seconds) % 2])
-        start = time.perf_counter()
-        total = 0
-        for number in range(LOOP):
-            total += number
-        self._seconds.append(time.perf_counter() - start)
-        os.sched_setaffinity(0, before)
+        with pinned(cores()[len(self._seconds) % 2]):
+            start = time.perf_counter()
+            total = 0
+            for number in range(LOOP):
+                total += number
+            self._seconds.append(time.perf_counter() - start)
 
     @property
     def spread(self) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from miniguest.deploy.bench.machine import cores, pin
+from miniguest.deploy.bench.machine import cores, pinned
 from miniguest.deploy.bench.pair import PairError, Pipe
 from miniguest.deploy.bench.ring_spin import Kind
 from miniguest.deploy.stress.workers import workers
@@ -114,24 +114,27 @@ def sleeping_ring(kind: Kind, doorbell: str, spin: bool) -> Iterator[SleepingRin
     orders, answers = Pipe(), Pipe()
     reader, writer = os.pipe()
 
-    def prepare(process: Process, core: int) -> None:
-        pin(core)
+    def prepare(process: Process) -> None:
         if not spin:
             process.loop.upcall.spin_ns = 0
 
     def front(process: Process) -> None:
-        prepare(process, first)
+        prepare(process)
         _Front(process, kind, orders, answers, lambda port: _say(writer, port))
         process.loop.run()
 
     def back(process: Process) -> None:
-        prepare(process, second)
+        prepare(process)
         _Back(process, kind, json.loads(os.read(reader, 64)))
         process.loop.run()
 
     with workers(doorbell) as ground:
-        ground.start("front", FRONT, 0, front)
-        ground.start("back", BACK, 0, back)
+        # Pinned from before its start: zmq's thread of a process is then on the core of the process, and passes a wake on
+        # without one of its own.
+        with pinned(first):
+            ground.start("front", FRONT, 0, front)
+        with pinned(second):
+            ground.start("back", BACK, 0, back)
         os.close(reader)
         os.close(writer)
         yield SleepingRing(orders, answers, lambda: ground.finish(0))
