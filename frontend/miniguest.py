@@ -17,6 +17,7 @@ from miniguest.frontend.own_devices import connect_disks, connect_vifs, vif_hand
 from miniguest.frontend.pages import Pages
 from miniguest.frontend.pc import Pc, Surroundings
 from miniguest.frontend.stepped import CountedDisk, NotedMemory, Outstanding, StepTimers
+from miniguest.frontend.target import HypervisorClaims, TargetMemory
 from miniguest.ring import _core
 from miniguest.ring.abi.hvm_params import HVM_PARAM_CONSOLE_EVTCHN
 from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
@@ -34,7 +35,6 @@ from miniguest.ring.guest_clock import GuestClock
 from miniguest.ring.lines import LineDriver
 from miniguest.ring.memory import FRAME_SIZE, Memory
 from miniguest.ring.messages import MessageSender
-from miniguest.ring.modified import ModifiedWriter
 from miniguest.ring.process import Process
 from miniguest.ring.ram_notes import NoteWriter, notes_path
 from miniguest.ring.xenbus import Keys
@@ -46,41 +46,6 @@ MAX_ELEMENTS: Final = 1 << 20
 HOLD_NS: Final = 200_000                # that a poll of a busy disk may take
 log = logging.getLogger(__name__)
 console_log = logging.getLogger("firmware")
-
-
-class TargetMemory:
-    """The guest's RAM for DMA; every write is told to the vCPU, which may hold code translated from it."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._modified = ModifiedWriter(memory.frame(memory.special("modified")))
-
-    def read(self, gpa: int, size: int) -> bytes:
-        """As Memory.read."""
-        return self._memory.read(gpa, size)
-
-    def write(self, gpa: int, data: bytes | memoryview) -> None:
-        """As Memory.write, and noted."""
-        if gpa < 0:                     # a string that went down past zero
-            return
-        self._memory.write(gpa, data)
-        self._modified.note(gpa, min(len(data), max(0, self._memory.ram_size - gpa)))
-
-
-class HypervisorClaims:
-    """Tells the hypervisor which ranges the bus answers."""
-
-    def __init__(self, process: Process, target: int) -> None:
-        self._call = process.hypercalls.call
-        self._target = target
-
-    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0) -> None:
-        """Claim a range."""
-        self._call("map_io_range", domid=self._target, kind=kind, start=start, end=end, name=name, frame=frame)
-
-    def unmap(self, kind: int, start: int, end: int) -> None:
-        """Give it up."""
-        self._call("unmap_io_range", domid=self._target, kind=kind, start=start, end=end)
 
 
 class MiniGuest:

@@ -12,6 +12,10 @@ import zmq
 
 from miniguest.ring.memory import domain_directory
 
+# As plain numbers: zmq's are enumerations, which take a microsecond each time.
+EVENTS: Final = int(zmq.EVENTS)
+POLLIN: Final = int(zmq.POLLIN)
+NOBLOCK: Final = int(zmq.NOBLOCK)
 VCPU_MASK: Final = 31                   # vCPU v and its hypervisor side, v + 32, are one process and have one doorbell
 
 
@@ -41,8 +45,8 @@ class ZmqDoorbell:
     def drain(self) -> None:
         """Take every message: zmq's descriptor tells of changes only, so it must be emptied each time."""
         # To ask first is cheaper than an exception at the end.
-        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            self._socket.recv(zmq.NOBLOCK)
+        while int(self._socket.get(EVENTS)) & POLLIN:
+            self._socket.recv(NOBLOCK)
 
     def close(self) -> None:
         """Close the socket; its file goes with it."""
@@ -89,7 +93,7 @@ class Bells:
             except BlockingIOError:             # full of unread wakes: one more adds nothing
                 pass
         elif bell in self._sockets:
-            self._sockets[bell].send(b"", zmq.NOBLOCK)
+            self._sockets[bell].send(b"", NOBLOCK)
 
     def _connect(self, bell: tuple[int, int]) -> None:
         path = doorbell_path(self._runtime, *bell)
