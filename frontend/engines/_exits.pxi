@@ -12,6 +12,7 @@ cdef enum:
 cdef struct Region:            # memory-mapped: where it begins
     State *state
     uint64_t start
+    Region *next               # all that were ever made
 
 cdef bint may_be_string(void *uc, State *state) noexcept nogil:
     """Whether the block that is executed has a byte that INS or OUTS have (6C to 6F): to look at the registers costs ten

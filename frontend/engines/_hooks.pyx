@@ -187,7 +187,7 @@ cdef class Watch:
     """
     cdef State state
     cdef object handler, string_in, string_out, on_msr, path
-    cdef dict regions
+    cdef Region *regions
     cdef public object error                   # what a handler raised
 
     def __init__(self, functions, uintptr_t upcall, handler, string_in, string_out, on_msr, path=None):
@@ -197,7 +197,6 @@ cdef class Watch:
         self.state.reg_read = <reg_read_fn><void *>reg_read
         self.state.vmem_read = <vmem_read_fn><void *>vmem_read
         self.state.vmem_translate = <vmem_translate_fn><void *>vmem_translate
-        self.regions = {}
         self.state.code_frames = <uint8_t *>PyMem_Calloc(FRAMES // 8, 1)
         self.state.fetched_frames = <uint8_t *>PyMem_Calloc(FRAMES // 8, 1)
         if self.state.code_frames == NULL or self.state.fetched_frames == NULL:
@@ -246,10 +245,13 @@ cdef class Watch:
         self.state.request = True
 
     def __dealloc__(self):
+        cdef Region *region
         PyMem_Free(self.state.code_frames)
         PyMem_Free(self.state.fetched_frames)
-        for region in self.regions.values():
-            PyMem_Free(<void *><uintptr_t>region)
+        while self.regions != NULL:
+            region = self.regions
+            self.regions = region.next
+            PyMem_Free(region)
 
     def holds_code(self, uint64_t gpa, uint64_t size):
         """Whether code may have been translated from any of `size` bytes at guest-physical `gpa`."""
@@ -271,14 +273,16 @@ cdef class Watch:
 
     def region(self, uint64_t start):
         """user_data for `load_callback` and `store_callback`: a memory-mapped region that begins at `start`."""
-        cdef Region *region
-        if start not in self.regions:
+        cdef Region *region = self.regions
+        while region != NULL and region.start != start:
+            region = region.next
+        if region == NULL:
             region = <Region *>PyMem_Calloc(1, sizeof(Region))
             if region == NULL:
                 raise MemoryError()
-            region.state, region.start = &self.state, start
-            self.regions[start] = <uintptr_t>region
-        return self.regions[start]
+            region.state, region.start, region.next = &self.state, start, self.regions
+            self.regions = region
+        return <uintptr_t>region
 
     @property
     def left_flat(self):
