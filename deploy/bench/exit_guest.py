@@ -61,11 +61,11 @@ class ExitGuest:
     def __init__(self, runtime: Path) -> None:
         self._memory = Memory(domain_directory(runtime, 1) / "memory")
         self._times = numpy.frombuffer(self._memory.view[TIMES : TIMES + 4 * ROOM], "<u4")
+        self._wait_for(1)               # by then each process has its name
         processes = {process.name(): process for process in psutil.Process().children()}
         self._vcpu = processes["hvm0-vcpu0"].pid
         for pid, core in zip((self._vcpu, processes["hvm0-dm"].pid), cores(), strict=True):
             os.sched_setaffinity(pid, {core})
-        self._wait_for(1)
         self._hertz = self._calibrate()
         os.kill(self._vcpu, signal.SIGSTOP)
 
