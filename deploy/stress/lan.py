@@ -1,14 +1,13 @@
 """Stations on a switch: a hypervisor, xenstored, netback, and domains with one vif each whose netfront is a process."""
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from miniguest.backend.netback import process as netback
 from miniguest.backend.netback.links import LinkConfig
-from miniguest.backend.xenstored import process as xenstored
 from miniguest.deploy.children import Child
+from miniguest.deploy.stress.store import start_store
 from miniguest.deploy.stress.workers import StressError, Workers, workers
 from miniguest.deploy.toolstack import Toolstack
 from miniguest.deploy.topology import Link, Vif
@@ -16,9 +15,8 @@ from miniguest.frontend.netfront import Netfront
 from miniguest.frontend.netfront_xenbus import NetfrontDevice
 from miniguest.frontend.pages import Pages
 from miniguest.ring.grants import Grants
-from miniguest.ring.process import XENSTORED_SOCKET, Process
+from miniguest.ring.process import Process
 from miniguest.ring.statistics import read_vif_statistics, statistics_path
-from miniguest.ring.xenstore import SocketTransport, Xenstore
 
 LINK: Final = "lan"
 MEMORY: Final = 4 << 20                 # of a station, and QUEUE_MEMORY for each queue: two rings of pages, their buffers
@@ -35,23 +33,7 @@ class Lan:
 
     def __init__(self, ground: Workers, hogs: int = 0) -> None:
         self.ground = ground
-        reader, writer = os.pipe()
-
-        def store(process: Process) -> None:
-            process.loop.upcall.spin_ns = 0     # the toolstack asks over the socket, which nobody looks at while spinning
-            xenstored.serve(process)
-            os.close(writer)
-            process.loop.run()
-
-        self._xenstored = ground.start("xenstored", 0, 0, store)
-        os.close(writer)
-        os.read(reader, 1)                      # ends when xenstored answers, or died
-        os.close(reader)
-        try:
-            self.store = Xenstore(SocketTransport(ground.runtime / XENSTORED_SOCKET))
-        except OSError:
-            ground.finish(0)                    # says why it died
-            raise
+        self._xenstored, self.store = start_store(ground)
         self.netback = ground.start("netback", 0, 3, lambda process: netback.main(process, {LINK: LinkConfig()}))
         ground.busy_cores(hogs)
         self._stations: list[Child] = []

@@ -1,14 +1,13 @@
 """Domains with one disk each: a hypervisor, xenstored, blkback, and a process for each domain's blkfront."""
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from miniguest.backend.blkback import process as blkback
-from miniguest.backend.xenstored import process as xenstored
 from miniguest.deploy.children import Child
+from miniguest.deploy.stress.store import start_store
 from miniguest.deploy.stress.workers import StressError, Workers, workers
 from miniguest.deploy.toolstack import VDEVS, Toolstack
 from miniguest.deploy.topology import Disk
@@ -16,9 +15,8 @@ from miniguest.frontend.blkfront import Blkfront
 from miniguest.frontend.blkfront_xenbus import BlkfrontDevice
 from miniguest.frontend.pages import Pages
 from miniguest.ring.grants import Grants
-from miniguest.ring.process import XENSTORED_SOCKET, Process
+from miniguest.ring.process import Process
 from miniguest.ring.statistics import read_statistics, statistics_path
-from miniguest.ring.xenstore import SocketTransport, Xenstore
 
 VDEV: Final = "hda"
 MEMORY: Final = 16 << 20                # of a domain: the ring, and the buffers of requests under way
@@ -31,23 +29,7 @@ class Vbds:
 
     def __init__(self, ground: Workers, hogs: int = 0) -> None:
         self.ground = ground
-        reader, writer = os.pipe()
-
-        def store(process: Process) -> None:
-            process.loop.upcall.spin_ns = 0     # the toolstack asks over the socket, which nobody looks at while spinning
-            xenstored.serve(process)
-            os.close(writer)
-            process.loop.run()
-
-        self._xenstored = ground.start("xenstored", 0, 0, store)
-        os.close(writer)
-        os.read(reader, 1)                      # ends when xenstored answers, or died
-        os.close(reader)
-        try:
-            self.store = Xenstore(SocketTransport(ground.runtime / XENSTORED_SOCKET))
-        except OSError:
-            ground.finish(0)                    # says why it died
-            raise
+        self._xenstored, self.store = start_store(ground)
         ground.busy_cores(hogs)
         self._fronts: list[Child] = []
         self._toolstack = Toolstack(ground.runtime, ground.hypercalls)
