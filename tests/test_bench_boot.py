@@ -49,3 +49,10 @@ def test_both_machines_boot_in_such_a_network(monkeypatch: pytest.MonkeyPatch, t
 def test_what_a_network_boot_lacks_is_named(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None if name == program else name)
     assert boot_ipxe.missing().startswith(f"no {program}: install the package ")
+
+
+def test_a_machine_without_its_tap_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot_ipxe, "PATIENCE", 0.0)
+    monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "lo")])
+    with pytest.raises(OSError, match="no mg0 after 0 s"):
+        boot_ipxe.set_up()

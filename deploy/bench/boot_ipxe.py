@@ -6,6 +6,7 @@ advertisements: without these iPXE waits for a router of IPv6 for seconds that s
 import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from miniguest.ring.process import die_with
 TAP: Final = "mg0"
 SIZE: Final = 1 << 20                   # bytes loaded before the program is
 WATCHDOG: Final = 200.0                 # seconds for a boot with all it needs
+PATIENCE: Final = 10.0                  # seconds for a machine to make its TAP
 SCRIPT: Final = "#!ipxe\nimgfetch blob\nchain nbp\n"
 NETWORK: Final = ("address add 10.77.0.1/24 dev", "address add fd77::1/64 nodad dev", "link set up dev")
 DNSMASQ: Final = (
@@ -119,7 +121,12 @@ def _child(answers: Connection, served: Path, boot: Boot) -> None:
 
 
 def set_up() -> None:
-    """Addresses for the TAP, which is there; then dnsmasq has a moment to see it."""
+    """Addresses for the TAP, once it is there; then dnsmasq has a moment to see it. OSError when it does not come."""
+    deadline = time.monotonic() + PATIENCE
+    while TAP not in (name for _, name in socket.if_nameindex()):
+        if time.monotonic() > deadline:
+            raise OSError(f"there is no {TAP} after {PATIENCE:g} s")
+        time.sleep(0.01)
     for command in NETWORK:
         subprocess.run(["ip", *command.split(), TAP], check=True, capture_output=True)
     time.sleep(0.5)
