@@ -1,13 +1,15 @@
 """The back half of a split device's handshake (xen/io/xenbus.h): what blkback and netback do the same way."""
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from miniguest.backend.sparingly import SparingLog
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, PeerError, XenstoreError
 from miniguest.ring.process import Process
-from miniguest.ring.xenbus import Keys, switch_state, write_error, write_keys
-from miniguest.ring.xenstore import Xenstore
+from miniguest.ring.xenbus import Keys, forget_error, read_state, step_state, write_error, write_keys
+from miniguest.ring.xenstore import Nodes, Xenstore
 from miniguest.ring.xenstore.client import Transaction, Value
 
 log: Final = logging.getLogger(__name__)
@@ -16,8 +18,11 @@ log: Final = logging.getLogger(__name__)
 class BackendDevice:
     """The backend of domain `domid`'s device whose directory in the store is `path`.
 
-    A subclass advertises what it offers, calls `await_frontend` and has `frontend_changed` called with the frontend's
-    states. It connects in `connect` and lets go of everything in `disconnect`; `is_connected` says which of them was last.
+    A subclass advertises what it offers and has `frontend_changed` called with the frontend's states. It connects in
+    `connect` and lets go of everything in `disconnect`; `is_connected` says which of them was last.
+
+    The toolstack may make another device in the same place before anybody could look. Its state, Initialising, is what
+    BackendDirectory knows it by, and no device but the one that is opened then may end that.
     """
 
     def __init__(self, process: Process, store: Xenstore, domid: int, path: str) -> None:
@@ -27,6 +32,7 @@ class BackendDevice:
         self.path = path
         self.over = False               # this connection ended: the frontend has to start from the beginning
         self.closed = False
+        self._opened = False
         self._log_disabled = SparingLog(log, logging.ERROR)
         self.log_connected = SparingLog(log, logging.INFO)
         self.frontend = Keys(store, path).text("frontend")
@@ -38,7 +44,7 @@ class BackendDevice:
         raise AssertionError
 
     def connect(self) -> None:
-        """The frontend has offered its rings: take them, and go to Connected. What it raises disables the device."""
+        """The frontend has offered its rings: take them, and `switch` to Connected. What it raises disables the device."""
         raise AssertionError
 
     def disconnect(self) -> None:
@@ -46,19 +52,30 @@ class BackendDevice:
         raise AssertionError
 
     # -- what it does that with
-    def await_frontend(self) -> None:
-        """Ready for a frontend: InitWait, whatever was before."""
-        if self.store.exists(f"{self.path}/error"):
-            self.store.rm(f"{self.path}/error")
-        switch_state(self.store, self.path, XenbusState.InitWait, anew=True)
+    def await_frontend(self, nodes: Transaction) -> None:
+        """Ready for a frontend: InitWait, whatever was before. Once it is opened; then whenever the frontend starts over."""
+        self._opened = True
+        step_state(nodes, self.path, XenbusState.InitWait, anew=True)
+
+    def switch(self, state: XenbusState) -> None:
+        """Go to `state`, as switch_state has it."""
+        self._change(lambda nodes: step_state(nodes, self.path, state))
 
     def publish(self, keys: dict[str, Value]) -> None:
-        """Write nodes of our directory, unless the toolstack has removed it: writing would bring it back."""
-        def write(nodes: Transaction) -> None:
-            if nodes.exists(self.path):
-                write_keys(nodes, self.path, keys)
+        """Write nodes of our directory."""
+        self._change(lambda nodes: write_keys(nodes, self.path, keys))
 
-        self.store.retry(write)
+    def _change(self, change: Callable[[Transaction], object]) -> None:
+        """Do it, unless the toolstack has removed our directory (writing would bring it back), or there is another device."""
+        def guarded(nodes: Transaction) -> None:
+            if nodes.exists(self.path) and not self._is_replaced(nodes):
+                change(nodes)
+
+        self.store.retry(guarded)
+
+    def _is_replaced(self, nodes: Nodes) -> bool:
+        """Whether another device was made in this one's place. Then the frontend's directory is the other one's, too."""
+        return self._opened and read_state(nodes, self.path) == XenbusState.Initialising
 
     # -- the handshake
     def frontend_changed(self, state: XenbusState) -> None:
@@ -71,7 +88,7 @@ class BackendDevice:
             XenbusState.Closed: self._frontend_closed,
             XenbusState.Unknown: self._frontend_unknown,
         }.get(state)
-        if handler is None or self.closed:
+        if handler is None or self.closed or self._is_replaced(self.store):
             return
         try:
             handler()
@@ -82,21 +99,24 @@ class BackendDevice:
         """A frontend that starts (again): nothing of the last connection counts."""
         self.disconnect()
         self.over = False
-        self.await_frontend()
+        self._change(partial(forget_error, path=self.path))
+        self._change(self.await_frontend)
 
     def _connect(self) -> None:
         if not self.is_connected and not self.over:     # keys written after Connected are ignored
             self.connect()
+            if self._is_replaced(self.store):           # the rings may be another device's, who is not to have our data
+                self.disconnect()
 
     def _closing(self) -> None:
         self.disconnect()
         self.over = True
-        switch_state(self.store, self.path, XenbusState.Closing)
+        self.switch(XenbusState.Closing)
 
     def _frontend_closed(self) -> None:
         self.disconnect()
         self.over = False
-        switch_state(self.store, self.path, XenbusState.Closed)
+        self.switch(XenbusState.Closed)
 
     def _frontend_unknown(self) -> None:
         """The frontend's directory went with its domain; or its state is none."""
@@ -113,7 +133,7 @@ class BackendDevice:
         self.disconnect()
         self.over = True
         try:
-            self.store.retry(lambda nodes: write_error(nodes, self.path, reason))
-            switch_state(self.store, self.path, XenbusState.Closing)
+            self._change(lambda nodes: write_error(nodes, self.path, reason))
+            self.switch(XenbusState.Closing)
         except XenstoreError as error:
             log.error("%s: %s", self.path, error)

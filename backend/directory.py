@@ -6,8 +6,8 @@ from typing import Final, Protocol
 
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, XenstoreError
-from miniguest.ring.xenbus import read_state, switch_state, write_error
-from miniguest.ring.xenstore import Xenstore
+from miniguest.ring.xenbus import forget_error, read_state, step_state, write_error
+from miniguest.ring.xenstore import Transaction, Xenstore
 
 _DEVICE: Final = re.compile(r"^(\d+)/(\d+)(?:/|$)")
 log = logging.getLogger(__name__)
@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 class Opened(Protocol):
     """One device of a backend."""
+
+    def await_frontend(self, nodes: Transaction) -> None:
+        """It is open: tell its frontend, as a part of the transaction that ends the opening."""
 
     def close(self) -> None: ...
 
@@ -60,22 +63,28 @@ class BackendDirectory:
         if key in self._devices and (self._is_anew(path) or not self._store.exists(path)):
             self._close(path, self._devices.pop(key))
         if key not in self._devices and self._store.exists(f"{path}/frontend"):
-            self._devices[key] = self._open(domid, device, path)
+            self._store.retry(lambda nodes: self._open(nodes, domid, device, path))
 
     def _is_anew(self, path: str) -> bool:
         return read_state(self._store, path) == XenbusState.Initialising
 
-    def _open(self, domid: int, device: int, path: str) -> Opened | None:
+    def _open(self, nodes: Transaction, domid: int, device: int, path: str) -> None:
+        """Open it, and end its Initialising in a transaction that began before: when it is made again meanwhile, that fails
+        and all of this is done again, with the new one."""
+        key = domid, device
+        self._close(path, self._devices.pop(key, None))         # the transaction before failed
+        if not nodes.exists(f"{path}/frontend"):
+            return
+        self._devices[key] = None
         try:
-            return self._opened(domid, device, path)
+            forget_error(self._store, path)     # not in `nodes`: to look for what is not there is to depend on all its siblings
+            self._devices[key] = opened = self._opened(domid, device, path)
         except (MiniguestError, OSError) as error:
             log.error("%s: %s", path, error)
-            self._leave_error(path, str(error))
-            return None
-
-    def _leave_error(self, path: str, reason: str) -> None:
-        self._store.retry(lambda nodes: write_error(nodes, path, reason))
-        switch_state(self._store, path, XenbusState.Closing)
+            write_error(nodes, path, str(error))
+            step_state(nodes, path, XenbusState.Closing)
+        else:
+            opened.await_frontend(nodes)
 
     def _close(self, path: str, device: Opened | None) -> None:
         try:

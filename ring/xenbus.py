@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import PeerError, XenstoreError
 from miniguest.ring.xenstore import Nodes, Watch, Xenstore
-from miniguest.ring.xenstore.client import Value
+from miniguest.ring.xenstore.client import Transaction, Value
 
 _RUNNING = (XenbusState.Connected, XenbusState.Reconfiguring, XenbusState.Reconfigured)
 _U32 = 0xFFFFFFFF
@@ -41,18 +41,18 @@ def switch_state(store: Xenstore, path: str, state: XenbusState, anew: bool = Fa
     the toolstack has removed the directory (writing would bring it back). `anew` is for a driver that was restarted
     and finds what its predecessor left.
     """
-    key = f"{path}/state"
+    return store.retry(lambda nodes: step_state(nodes, path, state, anew))
 
-    def switch(nodes: Nodes) -> bool:
-        if not nodes.exists(path):
-            return False
-        old = read_state(nodes, path)
-        if old == state or not (anew or may_follow(old, state)):
-            return False
-        nodes.write(key, int(state))
-        return True
 
-    return store.retry(switch)
+def step_state(nodes: Transaction, path: str, state: XenbusState, anew: bool = False) -> bool:
+    """`switch_state` as a part of a transaction."""
+    old = read_state(nodes, path)
+    if old == XenbusState.Unknown and not nodes.exists(path):
+        return False
+    if old == state or not (anew or may_follow(old, state)):
+        return False
+    nodes.write(f"{path}/state", int(state))
+    return True
 
 
 def watch_state(store: Xenstore, path: str, changed: Callable[[XenbusState], None]) -> Watch:
@@ -76,6 +76,12 @@ def write_error(store: Nodes, path: str, reason: str) -> None:
     """
     if store.exists(path):
         store.write(f"{path}/error", reason[:1024])
+
+
+def forget_error(store: Nodes, path: str) -> None:
+    """What `write_error` left is over."""
+    if store.exists(f"{path}/error"):
+        store.rm(f"{path}/error")
 
 
 def write_keys(store: Nodes, path: str, keys: Mapping[str, Value]) -> None:

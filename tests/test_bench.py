@@ -9,7 +9,6 @@ import pytest
 
 from miniguest.deploy import cli
 from miniguest.deploy.bench import (
-    boot,
     command,
     exit,
     machine,
@@ -201,15 +200,6 @@ def test_a_tap_that_is_not_permitted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = net.measure(1, False, quiet)
     assert found.left_out == {"net, write to a TAP": "Operation not permitted"}
     assert "net 1500" in look_at(found, "net", 1)
-
-
-def test_boots_without_qemu_and_grub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot, "QEMU", "no-such-qemu")
-    monkeypatch.setattr("miniguest.deploy.images._MODULE_DIRS", ())
-    found = boot.measure(1, False, quiet)
-    assert set(look_at(found, "boot", 1)) == {"boot seabios"}
-    assert found.left_out["boot, QEMU"] == "no no-such-qemu: install the package qemu-system-x86"
-    assert "grub-pc-bin" in found.left_out["boot grub"]
 
 
 # -- the command

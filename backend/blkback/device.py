@@ -14,7 +14,7 @@ from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import HypercallError, MiniguestError, PeerError
 from miniguest.ring.process import Process
 from miniguest.ring.statistics import statistics_path, vbd_counters
-from miniguest.ring.xenbus import Keys, switch_state, watch_state
+from miniguest.ring.xenbus import Keys, watch_state
 from miniguest.ring.xenstore import Xenstore
 
 MAX_RING_PAGE_ORDER: Final = 4
@@ -39,7 +39,7 @@ class BlockDevice(BackendDevice):
             undo.pop_all()
 
     def _advertise(self, discard: bool) -> None:
-        """What this backend can do, for the frontend to choose from; then InitWait."""
+        """What this backend can do, for the frontend to choose from."""
         self.publish({
             "feature-flush-cache": 1,
             "feature-barrier": 0,
@@ -52,7 +52,6 @@ class BlockDevice(BackendDevice):
             "max-ring-page-order": MAX_RING_PAGE_ORDER,
             "max-ring-pages": 1 << MAX_RING_PAGE_ORDER,
         })
-        self.await_frontend()
 
     # -- the handshake
     @property
@@ -81,7 +80,7 @@ class BlockDevice(BackendDevice):
             "physical-sector-size": SECTOR,
             "info": VDISK_READONLY if self._image.read_only else 0,
         })
-        switch_state(self.store, self.path, XenbusState.Connected)
+        self.switch(XenbusState.Connected)
         self._rare = RareRequests(server, self._image, FORMATS[protocol])
         self._server = server
         self.process.loop.on_port(port, self._serve)

@@ -15,7 +15,7 @@ from miniguest.ring.console import input_ring, output_ring
 from miniguest.ring.errors import PeerError, RingError
 from miniguest.ring.process import Process
 from miniguest.ring.xenbus import Keys, write_error
-from miniguest.ring.xenstore import Xenstore
+from miniguest.ring.xenstore import Transaction, Xenstore
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,9 @@ class Console:
             return self._process.memory(domid).frame(frame)
         except (OSError, IndexError) as error:
             raise PeerError(f"{self._path}: no console page: {error}") from error
+
+    def await_frontend(self, nodes: Transaction) -> None:
+        """A console has no state: its frontend is there already."""
 
     def serve(self) -> None:
         """The guest printed something, or made room for input. One ring's worth: it tells of what comes after, and

@@ -10,7 +10,7 @@ from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import PeerError
 from miniguest.ring.process import Process
 from miniguest.ring.statistics import statistics_path, vif_counters
-from miniguest.ring.xenbus import Keys, switch_state, watch_state
+from miniguest.ring.xenbus import Keys, watch_state
 from miniguest.ring.xenstore import Xenstore
 from miniguest.ring.xenstore.client import Value
 
@@ -39,7 +39,6 @@ class NetworkDevice(BackendDevice):
         self._rate = parse_rate(Keys(store, path).text("rate", ""), f"{path}/rate")
         self._counters = vif_counters(statistics_path(process.runtime, "vif", domid, device))
         self.publish({**OFFERED, "mtu": link.mtu})
-        self.await_frontend()
         with ExitStack() as undo:
             multicast = store.watch(f"{self.frontend}/request-multicast-control", lambda _: self._filter_changed())
             undo.callback(multicast.cancel)
@@ -59,7 +58,7 @@ class NetworkDevice(BackendDevice):
         )
         vif = self._connection.vif
         vif.limit(*self._rate, _core.now_ns())
-        switch_state(self.store, self.path, XenbusState.Connected)
+        self.switch(XenbusState.Connected)
         self.log_connected(f"{self.path}: connected, {vif.nr_queues} queues")
 
     def _filter_changed(self) -> None:

@@ -2,6 +2,7 @@
 
     seabios   from reset to the first byte that a boot sector writes to the serial line
     grub      from reset until GRUB has printed the SHA-256 of a file of 4 MiB
+    ipxe      from reset, over a network of its own, as boot_ipxe says
 
 QEMU's clock starts when its machine does, after everything is set up; so does ours. A row of its own, `with its start`, has
 the time from the start of QEMU's process.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from miniguest.deploy import firmware, images, topology
+from miniguest.deploy.bench import boot_ipxe
 from miniguest.deploy.bench.rows import Measured, row
 from miniguest.deploy.bench.windows import interleave
 from miniguest.deploy.errors import ImageError
@@ -44,24 +46,52 @@ class BootError(MiniguestError):
 
 
 def measure(windows: int, peers: bool, progress: Callable[[str], None]) -> Measured:
-    """Both boots. QEMU is the reference, whether peers were asked for or not."""
-    found = Measured(left_out={"boot ipxe": "not part of this version"})
+    """All boots. QEMU is the reference, whether peers were asked for or not."""
+    found = Measured()
     program = shutil.which(QEMU)
     if program is None:
         found.left_out["boot, QEMU"] = f"no {QEMU}: install the package qemu-system-x86"
     with tempfile.TemporaryDirectory(prefix="miniguest-bench-") as name:
         directory = Path(name)
         for what, (image, said) in _images(directory, found).items():
-            ways = {f"boot {what}": partial(ours, image, said)}
+            ways = {f"boot {what}": partial(ours, topology.of_disk(image, "bench-boot"), said)}
             if program:
-                ways[f"boot {what}, QEMU"] = partial(qemu, program, directory, image, said, False)
-                ways[f"boot {what}, QEMU with its start"] = partial(qemu, program, directory, image, said, True)
-            values = interleave(ways, windows, progress)
-            for way, seconds in values.items():
-                reference = f"boot {what}" if way.endswith("start") else f"{way}, QEMU"
-                others = values.get(reference, [])
-                found.rows.append(row(way, "s", seconds, reference if others else "", others, least=True))
+                disk = ("-drive", f"file={image},format=raw,if=ide,snapshot=on")
+                ways[f"boot {what}, QEMU"] = partial(qemu, program, directory, disk, said, False)
+                ways[f"boot {what}, QEMU with its start"] = partial(qemu, program, directory, disk, said, True)
+            _rows(what, interleave(ways, windows, progress), found)
+        _ipxe(directory, program, windows, progress, found)
     return found
+
+
+def _rows(what: str, values: dict[str, list[float]], found: Measured) -> None:
+    """Ours next to QEMU's, and QEMU's with its start next to ours."""
+    for way, seconds in values.items():
+        reference = f"boot {what}" if way.endswith("start") else f"{way}, QEMU"
+        others = values.get(reference, [])
+        found.rows.append(row(way, "s", seconds, reference if others else "", others, least=True))
+
+
+def _ipxe(directory: Path, program: str | None, windows: int, progress: Callable[[str], None], found: Measured) -> None:
+    """From the network, if all is there that this needs."""
+    if reason := boot_ipxe.missing():
+        found.left_out["boot ipxe"] = reason
+        return
+    served = directory / "served"
+    served.mkdir()
+    directory.chmod(0o755)
+    boot_ipxe.serve(served, SECTOR)
+    what = boot_ipxe.machine(directory)
+    ways = {"boot ipxe": partial(boot_ipxe.in_namespace, served, partial(ours, what, MARK))}
+    if program:
+        card = ("-netdev", f"tap,id=n,ifname={boot_ipxe.TAP},script=no,downscript=no", "-boot", "n",
+                "-device", f"e1000,netdev=n,romfile={boot_ipxe.rom()},mac={what.guest[0].vif[0].mac}")
+        ways["boot ipxe, QEMU"] = partial(
+            boot_ipxe.in_namespace, served, partial(qemu, program, directory, card, MARK, False))
+    try:
+        _rows("ipxe", interleave(ways, windows, progress), found)
+    except boot_ipxe.NetworkError as error:
+        found.left_out["boot ipxe"] = str(error)
 
 
 def _images(directory: Path, found: Measured) -> dict[str, tuple[Path, bytes]]:
@@ -77,9 +107,8 @@ def _images(directory: Path, found: Measured) -> dict[str, tuple[Path, bytes]]:
     return made
 
 
-def ours(image: Path, said: bytes) -> float:
-    """Seconds from reset until the serial line says so."""
-    what = topology.of_disk(image, "bench-boot")
+def ours(what: topology.Topology, said: bytes, ready: Callable[[], None] = lambda: None) -> float:
+    """Seconds from reset until the serial line says so. ready: called just before reset."""
     reader, writer = os.pipe()
     with ExitStack() as undo:
         undo.callback(os.close, reader)
@@ -88,11 +117,15 @@ def ours(image: Path, said: bytes) -> float:
             supervisor = Supervisor(what, runtime, console, lambda message: None, ())
             undo.callback(supervisor.kill)
             supervisor.start_dom0(undo)
+        ready()
         supervisor.start_guests()
         return _until(reader, said, time.perf_counter())
 
 
-def qemu(program: str, directory: Path, image: Path, said: bytes, with_start: bool) -> float:
+def qemu(
+    program: str, directory: Path, devices: tuple[str, ...], said: bytes, with_start: bool,
+    ready: Callable[[], None] = lambda: None,
+) -> float:
     """The same of QEMU's PC. with_start: from the start of its process."""
     serial = directory / "serial"
     os.mkfifo(serial)
@@ -100,11 +133,12 @@ def qemu(program: str, directory: Path, image: Path, said: bytes, with_start: bo
     start = time.perf_counter()
     machine = subprocess.Popen(
         [program, "-accel", "tcg", "-M", "pc", "-nodefaults", "-display", "none", "-m", "128", "-bios", firmware.seabios(),
-         "-drive", f"file={image},format=raw,if=ide,snapshot=on", "-serial", f"file:{serial}", "-S", "-qmp", "stdio"],
+         *devices, "-serial", f"file:{serial}", "-S", "-qmp", "stdio"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
     )
     try:
         _order(machine, "qmp_capabilities")
+        ready()
         start = start if with_start else time.perf_counter()
         _order(machine, "cont")
         return _until(reader, said, start)
