@@ -52,15 +52,9 @@ class Batch:
         data = self._granted[: buffers * each]
         self._core = _core.BlkBatch(requests, data, self._granted[buffers * each :], sectors, kept)
         self._stride = each * FRAME_SIZE
-        self._view = self._map(frames[: buffers * each])
+        self._view = pages.memory.joined(frames[: buffers * each])
         self._done: Buffers = numpy.zeros(buffers, numpy.uint32)
         self._status: Statuses = numpy.zeros(buffers, numpy.int16)
-
-    def _map(self, frames: list[int]) -> memoryview:
-        memory = self._pages.memory
-        if frames[-1] - frames[0] == len(frames) - 1:
-            return memory.frames(frames[0], len(frames))
-        return memoryview(memory.side_by_side(frames))
 
     def buffer(self, number: int) -> memoryview:
         """The bytes of a buffer: the pages that the backend reads into and writes from. IndexError when there is none."""

@@ -1,6 +1,7 @@
 """netfront's data path: frames over one or more pairs of netif rings (xen/io/netif.h). The handshake is `netfront_xenbus`.
 
-Frames are copied between the caller's buffers and pages that are granted for good (`_core.NetTransmit`, `NetReceive`).
+Frames are copied between the caller's buffers and pages that are granted for good (`_core.NetTransmit`, `NetReceive`). Who
+has many, and no need for copies, uses those pages themselves (`Queue.batch` and `looking`).
 """
 import logging
 from collections import deque
@@ -10,13 +11,14 @@ from typing import Final
 
 import numpy
 
+from miniguest.frontend.netfront_batch import Batch, Looking
 from miniguest.ring import _core
 from miniguest.ring.abi.netif import XEN_NETIF_MAX_TX_SIZE
 from miniguest.ring.errors import RingError
 from miniguest.ring.events import Port
 
 INFO: Final = numpy.dtype(
-    [("length", "<u4"), ("flags", "<u2"), ("gso_size", "<u2"), ("gso_type", "u1"), ("hash_type", "u1"), ("pad", "<u2"),
+    [("length", "<u4"), ("flags", "<u2"), ("gso_size", "<u2"), ("gso_type", "u1"), ("hash_type", "u1"), ("parts", "<u2"),
      ("hash", "<u4")]
 )                                       # one entry of _core.NetReceive.info
 SLOTS_IN_A_TURN: Final = 256            # of a queue's receive ring, before others on the loop have theirs
@@ -25,12 +27,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """One pair of rings and its event channels, which may be one."""
+    """One pair of rings and its event channels, which may be one. received: the receive ring's pages side by side.
+
+    batch(pages): so many granted pages for frames that are put by reference; one such batch a queue.
+    """
 
     transmit: _core.NetTransmit
     receive: _core.NetReceive
     transmit_port: Port
     receive_port: Port
+    received: memoryview
+    batch: Callable[[int], Batch]
+
+    def looking(self) -> Looking:
+        """For who looks at received frames in place instead of taking them."""
+        return Looking(self.receive, self.received)
 
 
 class Netfront:

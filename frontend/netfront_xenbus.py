@@ -2,10 +2,13 @@
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 from typing import Final
 
 from miniguest.frontend.frontend_device import FrontendDevice
 from miniguest.frontend.netfront import Netfront, Queue
+from miniguest.frontend.netfront_batch import Batch
 from miniguest.frontend.pages import Pages
 from miniguest.ring import _core
 from miniguest.ring.abi.netif import RX_REQUEST, RX_RESPONSE, TX_REQUEST, TX_RESPONSE
@@ -74,21 +77,34 @@ class NetfrontDevice(FrontendDevice):
         receive_gref, receive_frame = self.give_page()
         memory = self.pages.memory
         ports = [self.make_port() for _ in range(2 if split else 1)]
-        transmit = _core.FrontRing(memory.frame(transmit_frame), TX_REQUEST.size, TX_RESPONSE.size)
-        receive = _core.FrontRing(memory.frame(receive_frame), RX_REQUEST.size, RX_RESPONSE.size)
-        self._queues.append(Queue(
-            _core.NetTransmit(transmit, self._net_pages(transmit.slots, readonly=True), sg),
-            _core.NetReceive(receive, self._net_pages(receive.slots, readonly=False)),
-            ports[0], ports[-1],
-        ))
+        transmit_ring = _core.FrontRing(memory.frame(transmit_frame), TX_REQUEST.size, TX_RESPONSE.size)
+        receive_ring = _core.FrontRing(memory.frame(receive_frame), RX_REQUEST.size, RX_RESPONSE.size)
+        transmit = _core.NetTransmit(transmit_ring, self._net_pages(transmit_ring.slots, readonly=True)[0], sg)
+        receive_pages, received = self._net_pages(receive_ring.slots, readonly=False)
+        receive = _core.NetReceive(receive_ring, receive_pages)
+        batch = partial(self._make_batch, transmit)
+        self._queues.append(Queue(transmit, receive, ports[0], ports[-1], received, batch))
         keys = {"tx-ring-ref": transmit_gref, "rx-ring-ref": receive_gref}
         if split:
             return keys | {"event-channel-tx": ports[0].number, "event-channel-rx": ports[1].number}
         return keys | {"event-channel": ports[0].number}
 
-    def _net_pages(self, count: int, readonly: bool) -> _core.NetPages:
-        pages = [self.give_page(readonly) for _ in range(count)]
-        return _core.NetPages(self.pages.memory.map, self.pages.memory.grant_entries, pages)
+    def _give_pages(self, count: int, readonly: bool) -> tuple[list[int], memoryview]:
+        """Granted pages, which lie side by side: their grefs, and their bytes."""
+        granted = sorted((self.give_page(readonly) for _ in range(count)), key=itemgetter(1))
+        return [gref for gref, _ in granted], self.pages.memory.joined([frame for _, frame in granted])
+
+    def _net_pages(self, count: int, readonly: bool) -> tuple[_core.NetPages, memoryview]:
+        grefs, view = self._give_pages(count, readonly)
+        numbered = [(gref, number) for number, gref in enumerate(grefs)]
+        return _core.NetPages(view, self.pages.memory.grant_entries, numbered), view
+
+    def _make_batch(self, transmit: _core.NetTransmit, count: int) -> Batch:
+        """See Queue. PeerError without so many pages; ValueError when there is one already."""
+        if count > len(self.pages):
+            raise PeerError(f"{len(self.pages)} pages are no {count}")
+        grefs, view = self._give_pages(count, readonly=True)
+        return Batch(transmit, self.pages.memory.grant_entries, grefs, view)
 
     # -- states
     def connected(self) -> None:

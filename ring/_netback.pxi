@@ -10,6 +10,7 @@ cdef enum:
     PACE = 16                  # buffers a second that a receiver must get through to be waited for
 
 cdef uint64_t PATIENCE_NS = SECOND             # how long a sender waits for a receiver that does not move
+cdef uint64_t MOMENT_NS = 5_000_000            # how long a big frame waits before memory is spent on it
 cdef uint64_t DRAIN_NS = 10 * SECOND           # how long a frame waits for buffers
 cdef uint64_t STALL_NS = 60 * SECOND           # without buffers, and nothing is kept any more
 
@@ -76,41 +77,57 @@ cdef class VifQueue(VifTransmit):
     cdef bint _deliver(self, NetPacket *p) noexcept nogil:
         """Copy a frame into posted buffers, of which there are enough; False when one of them cannot be mapped."""
         cdef NetRxResponse *response
-        cdef NetRxRequest *request
-        cdef uint32_t left = p.size, count, frame = 0, part = 0
-        cdef size_t skip = 0
+        cdef uint32_t left = p.size, count, slot = 0
+        cdef uint32_t bad = self._fill(p)
         cdef uint16_t flags = p.flags
-        cdef int32_t handle
-        cdef bint good = True
         if p.gso_type or p.hash_type:
             flags |= NET_EXTRA_INFO
         while left:
-            request = &self.rx_slots[self.rx.req_cons & self.rx.index_mask]
             response = &self.rx_answers[self.rx.req_cons & self.rx.index_mask]
             count = left if left < PAGE else PAGE
-            handle = self.vif.mapper._map(self.vif.table, request.gref, False, &frame)
-            copy_parts(p, &part, &skip, self.vif.memory.at + <uint64_t>frame * PAGE if handle >= 0 else NULL, count)
-            if handle >= 0:
-                self.vif.mapper._unmap(self.vif.table, handle)
-            else:
-                good = False
             left -= count
-            response.id = request.id
+            response.id = self.rx_slots[self.rx.req_cons & self.rx.index_mask].id
             response.offset = 0
             response.flags = flags | (NET_MORE_DATA if left else 0)
-            response.status = <int16_t>count if handle >= 0 else NET_RSP_ERROR
+            response.status = NET_RSP_ERROR if bad >> slot & 1 else <int16_t>count
             self.rx.req_cons += 1
             if flags & NET_EXTRA_INFO:
                 self._put_extras(p)
             flags = 0
+            slot += 1
         self.rx.rsp_prod_pvt = self.rx.req_cons
-        if good:
+        if not bad:
             self.stat[STAT_RX_PACKETS] += 1
             self.stat[STAT_RX_BYTES] += p.size
         else:
             self.stat[STAT_ERRORS] += 1
             self.stat[STAT_RX_DROPPED] += 1
-        return good
+        return not bad
+
+    cdef uint32_t _fill(self, NetPacket *p) noexcept nogil:
+        """Copy a frame into the next buffers, neighbours with one copy; bits of the slots that cannot be mapped."""
+        cdef int32_t handles[NET_SLOTS]
+        cdef uint32_t i, frame = 0, part = 0, bad = 0, length = 0, count = (p.size + PAGE - 1) // PAGE
+        cdef uint32_t at = self.rx.req_cons
+        cdef size_t skip = 0
+        cdef uint8_t *page
+        cdef uint8_t *start = NULL             # of neighbouring buffers: `length` bytes are to go there
+        for i in range(count):
+            handles[i] = self.vif.mapper._map(self.vif.table, self.rx_slots[at & self.rx.index_mask].gref, False, &frame)
+            page = self.vif.memory.at + <uint64_t>frame * PAGE if handles[i] >= 0 else NULL
+            if page == NULL:
+                bad |= <uint32_t>1 << i
+            if page == NULL or page != start + length:
+                copy_parts(p, &part, &skip, start, length)
+                start = page
+                length = 0
+            length += min(p.size - i * PAGE, <uint32_t>PAGE)
+            at += 1 + ((p.gso_type != 0) + (p.hash_type != 0) if i == 0 else 0)
+        copy_parts(p, &part, &skip, start, length)
+        for i in range(count):                 # before the responses: the pages are the frontend's again then
+            if handles[i] >= 0:
+                self.vif.mapper._unmap(self.vif.table, handles[i])
+        return bad
 
     cdef void _put_extras(self, NetPacket *p) noexcept nogil:
         """Extra infos take the place of the next buffers, which go back unused."""
@@ -158,6 +175,10 @@ cdef class VifQueue(VifTransmit):
         if self.first == NULL and self._has(slots, now):
             self._deliver_at(p, now)
             return TAKEN
+        # A big frame rather waits where it lies than being copied twice, as long as the receiver is only a moment behind.
+        if may_wait and p.size > PAGE and self.first == NULL and self.vif.rx_notify and not self.vif.fault \
+                and now - self.progress < MOMENT_NS:
+            return WAIT
         if not self.starved:
             self.starved = True
         elif now - self.progress >= STALL_NS:

@@ -299,6 +299,8 @@ cdef class Switch(Forwarding):
 
     cdef uint64_t _patience(self, void *blocker) noexcept nogil:
         """Until when senders wait for a receiver (NULL: the uplink)."""
+        if blocker != NULL and (<VifQueue>blocker).first == NULL:
+            return (<VifQueue>blocker).progress + MOMENT_NS
         return (self.uplink.progress if blocker == NULL else (<VifQueue>blocker).paced) + PATIENCE_NS
 
     cdef bint _plan(self, uint64_t now) noexcept nogil:

@@ -162,18 +162,28 @@ cdef class VifTransmit:
         return True                            # a sender's own hash is nothing to us
 
     cdef bint _map_chain(self, NetPacket *p) noexcept nogil:
-        """Map the chain's grants and point the packet's parts at them; False when one cannot be, and none is then."""
+        """Map the chain's grants and point the packet's parts at them, neighbours being one; False when one cannot be
+        mapped, and none is then."""
         cdef Chain *c = &self.chain
         cdef uint32_t i, frame = 0
-        p.nr_parts = c.nr_data + 1
+        cdef uint8_t *at
+        cdef iovec *part = &p.part[0]          # the head's, which gather fills in: nothing lies behind it
+        cdef uint8_t *end = NULL
         p.size = c.size
         for i in range(c.nr_data):
             self.handles[i] = self.vif.mapper._map(self.vif.table, c.data[i].gref, True, &frame)
             if self.handles[i] < 0:
                 self._unmap_chain(i)
                 return False
-            p.part[i + 1].iov_base = self.vif.memory.at + <uint64_t>frame * PAGE + c.data[i].offset
-            p.part[i + 1].iov_len = c.data[i].size
+            at = self.vif.memory.at + <uint64_t>frame * PAGE + c.data[i].offset
+            if at == end:
+                part.iov_len += c.data[i].size
+            else:
+                part += 1
+                part.iov_base = at
+                part.iov_len = c.data[i].size
+            end = at + c.data[i].size
+        p.nr_parts = <uint32_t>(part - &p.part[0]) + 1
         return True
 
     cdef void _unmap_chain(self, uint32_t count) noexcept nogil:

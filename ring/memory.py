@@ -90,6 +90,12 @@ class Memory:
                 raise IndexError(f"frame {number} of {self.nr_frames}")
         return Frames(self.fd, numbers)
 
+    def joined(self, numbers: list[int]) -> memoryview:
+        """Frames in rising order as one contiguous buffer: a mapping of their own only where they are not neighbours."""
+        if numbers[-1] - numbers[0] == len(numbers) - 1:
+            return self.frames(numbers[0], len(numbers))
+        return memoryview(self.side_by_side(numbers))
+
     @property
     def info_pages(self) -> memoryview:
         """shared_info and hypervisor_info, side by side."""

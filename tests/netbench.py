@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from miniguest.frontend.netfront import INFO, Netfront, Queue
+from miniguest.frontend.netfront_batch import Batch
 from miniguest.frontend.pages import Pages
 from miniguest.ring import _core
 from miniguest.ring.grants import Grants
@@ -183,6 +184,9 @@ def response(id_: int, offset: int, flags: int, status: int) -> bytes:
     return struct.pack("<HHHh", id_, offset, flags, status)
 
 
+BATCH = 40                      # pages that a batch may have
+
+
 class Pair:
     """A pair of rings with their pages, and the backend of it. `frames`: the page of each transmit and receive id."""
 
@@ -198,8 +202,19 @@ class Pair:
         self.receive = _core.NetReceive(rx, self.rx_pages)
         self.tx_port = Port()
         self.rx_port = Port() if split else self.tx_port
-        self.queue = Queue(self.transmit, self.receive, self.tx_port, self.rx_port)     # type: ignore[arg-type]
+        self.received = memory.joined([number for _, number in self.rx_grants])
+        self.queue = Queue(
+            self.transmit, self.receive, self.tx_port, self.rx_port, self.received, self.make_batch,     # type: ignore[arg-type]
+        )
+        self._more = (memory, pages, grants)
         self.back = Backend(memory, tx_frame, rx_frame, index)
+
+    def make_batch(self, count: int) -> Batch:
+        """See Queue."""
+        memory, pages, grants = self._more
+        frames = [pages.alloc() for _ in range(count)]
+        self.batch_grefs = [grants.give(0, number, True) for number in frames]
+        return Batch(self.transmit, memory.grant_entries, self.batch_grefs, memory.joined(frames))
 
     def take(self) -> list[tuple[bytes, dict[str, int]]]:
         """What NetReceive.take finds: frames, and what it says of them."""
@@ -207,7 +222,7 @@ class Pair:
         found, at = [], 0
         for index in range(count):
             values = struct.unpack_from("<IHHBBHI", self.receive.info, index * INFO.itemsize)
-            info = dict(zip(("length", "flags", "gso_size", "gso_type", "hash_type", "pad", "hash"), values, strict=True))
+            info = dict(zip(("length", "flags", "gso_size", "gso_type", "hash_type", "parts", "hash"), values, strict=True))
             found.append((bytes(self.receive.data[at : at + info["length"]]), info))
             at += info["length"]
         return found
@@ -219,7 +234,7 @@ class Bench:
     def __init__(
         self, directory: Path, sg: bool = True, index: int = 0, queues: int = 1, split: bool = True, buffers: int = 0
     ) -> None:
-        self.memory = Memory.create(directory / "memory", max(520, 264 + buffers) * queues + 8)
+        self.memory = Memory.create(directory / "memory", max(520, 264 + buffers) * queues + 8 + BATCH)
         pages, grants = Pages(self.memory), Grants(self.memory)
         self.pairs = [Pair(self.memory, pages, grants, sg, index, split, buffers) for _ in range(queues)]
         self.failures: list[str] = []

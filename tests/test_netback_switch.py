@@ -148,9 +148,34 @@ def ready(rig: Rig) -> tuple[RigVif, RigVif]:
     return sender, receiver
 
 
+def test_a_big_frame_waits_a_moment_where_it_is(rig: Rig) -> None:
+    """It is not kept, which would be one more copy, before its receiver is late; and nothing overtakes it."""
+    sender, receiver = ready(rig)
+    frames = fill(sender, receiver, 1, 4097) + fill(sender, receiver, 1, 60, start=1)
+    rig.pass_time(0.0049)
+    assert sender.sent() == [] and receiver.back.waiting_frames == 0
+    receiver.q.post(4)
+    rig.settle()
+    assert receiver.received() == frames and sender.sent() == [OKAY] * 3
+    frames = fill(sender, receiver, 1, 4097, start=2) + fill(sender, receiver, 1, 60, start=3)
+    receiver.received()
+    rig.pass_time(0.005)
+    assert sender.sent() == [OKAY] * 3 and receiver.back.waiting_frames == 2
+    receiver.q.post(3)
+    rig.settle()
+    assert receiver.received() == frames
+
+
+def test_a_small_frame_is_kept_at_once(rig: Rig) -> None:
+    sender, receiver = ready(rig)
+    fill(sender, receiver, 1, 4096)
+    assert sender.sent() == [OKAY] and receiver.back.waiting_frames == 1
+
+
 def test_a_receiver_without_buffers_has_a_bounded_queue_and_then_the_sender_waits(rig: Rig) -> None:
     sender, receiver = ready(rig)
     frames = fill(sender, receiver, 60, 16000)
+    rig.pass_time(0.005)                        # a moment later they are kept
     kept = receiver.back.waiting_frames
     assert 0 < kept < 60
     assert QUEUE_BYTES - 20000 < receiver.back.waiting_bytes <= QUEUE_BYTES
@@ -190,6 +215,7 @@ def test_a_vif_that_left_waits_for_nobody(rig: Rig) -> None:
     """Who it waited for may be gone when it joins a switch again."""
     sender, receiver = ready(rig)
     fill(sender, receiver, 60, 16000)
+    rig.pass_time(0.005)                        # a moment later they are kept
     assert 0 < len(sender.sent()) < 240
     rig.switch.detach(sender.vif)
     rig.switch.detach(receiver.vif)
@@ -201,6 +227,7 @@ def test_a_vif_that_left_waits_for_nobody(rig: Rig) -> None:
 def test_a_receiver_that_does_not_move_is_not_waited_for(rig: Rig) -> None:
     sender, receiver = ready(rig)
     fill(sender, receiver, 60, 16000)
+    rig.pass_time(0.005)                        # a moment later they are kept
     kept = receiver.back.waiting_frames
     sender.sent()
     rig.pass_time(0.999)

@@ -1,6 +1,7 @@
 """How many frames a second go from one vif to another through the switch, and through what else a process could take.
 
-    vif     netfront -> netback's switch -> netfront: three processes, two copies and whatever each hop has to look at
+    vif     netfront -> netback's switch -> netfront: three processes, and whatever each hop has to look at. One copy, the
+            switch's from page to page: the sender's frames lie in granted pages, the receiver looks at them where they are
     unix    AF_UNIX datagrams from one process to another: two copies, by the kernel
     tap     write(2) to a TAP in a network namespace of our own, where the kernel's stack drops them: one copy
     memcpy  a copy of the frame from one buffer to another, by one core
@@ -27,11 +28,10 @@ from miniguest.deploy.children import Children
 from miniguest.deploy.stress.frames import hello
 from miniguest.deploy.stress.lan import Lan, lan, mac_of
 from miniguest.frontend.netfront import Netfront
+from miniguest.ring.memory import FRAME_SIZE
 from miniguest.ring.process import Process
 
 WINDOWS: Final = {60: 100_000, 1500: 60_000, 9000: 20_000, 65535: 4_000}       # frames, by their size in bytes
-BATCH: Final = 256                      # frames that are put with one call
-CACHED: Final = 256 << 10               # and bytes: what is sent lies in a cache, as it does on the other paths
 RINGS: Final = 1 << 20                 # bytes of a ring's pages
 SENDER: Final = 1
 RECEIVER: Final = 2
@@ -63,9 +63,9 @@ class _Sender:
         (self.queue,) = netfront.queues
         self.netfront = netfront
         self.orders = orders
-        self.left = self.first = 0
-        self.call_soon = process.loop.call_soon
-        self.data, self.lengths = bytearray(), numpy.zeros(0, numpy.uint32)
+        self.left = 0
+        self.batch = self.queue.batch(RINGS // FRAME_SIZE)
+        self.firsts = self.lengths = numpy.zeros(0, numpy.uint32)
         self.queue.receive.post()
         self.queue.receive.push()
         self.queue.receive_port.notify()
@@ -74,26 +74,28 @@ class _Sender:
         connected.say()
 
     def on_order(self) -> None:
+        """A frame of that size wherever one has room: they are sent again and again as they are."""
         size, self.left = self.orders.hear()
-        batch = min(BATCH, max(1, CACHED // size))
-        self.data = bytearray(frame_of(size, mac_of(SENDER), mac_of(RECEIVER)) * batch)
-        self.lengths = numpy.full(batch, size, numpy.uint32)
-        self.first = 0
+        pages = -(-size // FRAME_SIZE)
+        frame = numpy.frombuffer(frame_of(size, mac_of(SENDER), mac_of(RECEIVER)), numpy.uint8)
+        self.firsts = numpy.arange(0, RINGS // FRAME_SIZE - pages + 1, pages, numpy.uint32)
+        self.lengths = numpy.full(len(self.firsts), size, numpy.uint32)
+        for first in self.firsts.tolist():
+            self.batch.frame(first, size)[:] = frame
         self.on_event(0)
 
     def on_event(self, _: int) -> bool:
         transmit = self.queue.transmit
         while True:
             moved = transmit.take()
-            moved += self.put() if self.left else 0
+            self.firsts = numpy.concatenate((self.firsts, self.batch.take()[0]))
+            moved += self.put() if self.left and len(self.firsts) else 0
             if not moved and not transmit.final_check():
                 return True
 
     def put(self) -> int:
-        size = int(self.lengths[0])
-        until = min(len(self.lengths), self.first + self.left)
-        count = self.queue.transmit.put(self.data, self.lengths[:until].data, self.first, self.first * size)
-        self.first = (self.first + count) % len(self.lengths)
+        count = self.batch.put(self.firsts[: self.left], self.lengths)
+        self.firsts = self.firsts[count:]
         self.left -= count
         if count and self.queue.transmit.push():
             self.queue.transmit_port.notify()
@@ -108,6 +110,7 @@ class _Receiver:
         self.done = done
         self.wanted = 0
         self.orders = orders
+        self.looking = self.queue.looking()
         receive, transmit = self.queue.receive, self.queue.transmit
         receive.post()
         receive.push()
@@ -128,7 +131,8 @@ class _Receiver:
         if transmit.take():                     # the switch has heard our hello, and will not flood what is for us
             self.done.say()
         while True:
-            count = receive.take()
+            count = self.looking.look()
+            self.looking.give_back()
             if receive.post() and receive.push():
                 self.queue.receive_port.notify()
             if count and receive.frames == self.wanted:
