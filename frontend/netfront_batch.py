@@ -91,4 +91,4 @@ class Looking:
 
     def give_back(self) -> None:
         """All that the last `look` found has been looked at: its pages may be posted again."""
-        self._receive.give_back(self._pages[: self._receive.nr_parts])
+        self._receive.give_back(self._pages[: self._receive.nr_parts].data)

@@ -31,7 +31,7 @@ from miniguest.frontend.netfront import Netfront
 from miniguest.ring.memory import FRAME_SIZE
 from miniguest.ring.process import Process
 
-WINDOWS: Final = {60: 100_000, 1500: 60_000, 9000: 20_000, 65535: 4_000}       # frames, by their size in bytes
+WINDOWS: Final = {60: 100_000, 1500: 60_000, 9000: 20_000, 65535: 16_000}       # frames, by their size in bytes
 RINGS: Final = 1 << 20                 # bytes of a ring's pages
 SENDER: Final = 1
 RECEIVER: Final = 2
@@ -64,6 +64,7 @@ class _Sender:
         self.netfront = netfront
         self.orders = orders
         self.left = 0
+        self.order = (0, 0)
         self.batch = self.queue.batch(RINGS // FRAME_SIZE)
         self.firsts = self.lengths = numpy.zeros(0, numpy.uint32)
         self.queue.receive.post()
@@ -74,21 +75,27 @@ class _Sender:
         connected.say()
 
     def on_order(self) -> None:
-        """A frame of that size wherever one has room: they are sent again and again as they are."""
-        size, self.left = self.orders.hear()
+        self.order = self.orders.hear()
+        self.on_event(0)
+
+    def begin(self) -> None:
+        """A frame of the ordered size wherever one has room: they are sent again and again as they are."""
+        size, self.left = self.order
+        self.order = (0, 0)
         pages = -(-size // FRAME_SIZE)
         frame = numpy.frombuffer(frame_of(size, mac_of(SENDER), mac_of(RECEIVER)), numpy.uint8)
-        self.firsts = numpy.arange(0, RINGS // FRAME_SIZE - pages + 1, pages, numpy.uint32)
+        self.firsts = numpy.arange(0, RINGS // FRAME_SIZE - pages + 1, pages, dtype=numpy.uint32)
         self.lengths = numpy.full(len(self.firsts), size, numpy.uint32)
         for first in self.firsts.tolist():
             self.batch.frame(first, size)[:] = frame
-        self.on_event(0)
 
     def on_event(self, _: int) -> bool:
         transmit = self.queue.transmit
         while True:
             moved = transmit.take()
             self.firsts = numpy.concatenate((self.firsts, self.batch.take()[0]))
+            if self.order[1] and not self.batch.outstanding:        # the last window's are all answered
+                self.begin()
             moved += self.put() if self.left and len(self.firsts) else 0
             if not moved and not transmit.final_check():
                 return True

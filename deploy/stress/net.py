@@ -1,8 +1,9 @@
 """Frames between two netfronts, in both directions at once: none lost, doubled, out of order in its flow, or changed.
 
-Each process is a domain. It says hello when its vif is connected, and sends once it has heard of the other: until then
-the switch would flood its frames, and what is flooded may be dropped where there is no room. Both sleep as the waiting
-rule lets them: a wake that is missed leaves everybody asleep, and the watchdog says so.
+One copies its frames into the transmit pages and looks at those it receives in place; the other one puts its frames by
+reference and takes copies. Each process is a domain. It says hello when its vif is connected, and sends once it has heard
+of the other: until then the switch would flood its frames, and what is flooded may be dropped where there is no room.
+Both sleep as the waiting rule lets them: a wake that is missed leaves everybody asleep, and the watchdog says so.
 """
 import time
 from collections.abc import Callable
@@ -27,10 +28,13 @@ NO_NUMBERS: Final = numpy.zeros(0, numpy.uint32)
 
 
 class Sending:
-    """One queue's transmit half: sends `total` frames of some flows."""
+    """One queue's transmit half: sends `total` frames of some flows. by_reference: they lie in granted pages when put."""
 
-    def __init__(self, queue: Queue, source: Source, total: int, stirring: Stirring) -> None:
+    def __init__(self, queue: Queue, source: Source, total: int, stirring: Stirring, by_reference: bool = False) -> None:
         self.transmit = queue.transmit
+        self._batch = queue.batch(BUFFERS) if by_reference else None
+        self._firsts: Numbers = NO_NUMBERS      # pages of frames that were filled, but not put
+        self._filled: Numbers = NO_NUMBERS      # their lengths
         self.port = queue.transmit_port
         self.left = total
         self._source = source
@@ -47,6 +51,8 @@ class Sending:
     def take(self) -> int:
         """Take up answers; how many."""
         answers = self.transmit.take()
+        if self._batch:
+            self._batch.take()
         if self.transmit.refused:
             raise StressError(f"{self.transmit.refused} frames were answered with an error")
         return answers
@@ -56,7 +62,7 @@ class Sending:
         put = 0
         while put < most and (self._first < len(self._lengths) or self._more()):
             until = self._first + self._stirring.part(min(len(self._lengths) - self._first, most - put))
-            count = self.transmit.put(self._data.data, self._lengths[:until].data, self._first, self._offset)
+            count = self._put(self._lengths[:until])
             self._offset += int(self._lengths[self._first : self._first + count].sum())
             self._first += count
             put += count
@@ -65,6 +71,22 @@ class Sending:
             if self._first < until:             # no more room
                 break
         return put
+
+    def _put(self, lengths: Numbers) -> int:
+        if not self._batch:
+            return self.transmit.put(self._data.data, lengths.data, self._first, self._offset)
+        at, lengths = self._offset, lengths[self._first :]
+        new = lengths[len(self._filled) :]
+        firsts = self._batch.place(new) if len(new) else NO_NUMBERS
+        at += int(self._filled.sum())
+        for first, length in zip(firsts.tolist(), new.tolist(), strict=False):
+            self._batch.frame(first, length)[:] = self._data[at : at + length]
+            at += length
+        self._firsts = numpy.concatenate((self._firsts, firsts))
+        self._filled = numpy.concatenate((self._filled, new[: len(firsts)]))
+        count = self._batch.put(self._firsts[: len(lengths)], self._filled[: len(lengths)])
+        self._firsts, self._filled = self._firsts[count:], self._filled[count:]
+        return count
 
     def _more(self) -> bool:
         count = min(self.left, BATCH)
@@ -76,25 +98,32 @@ class Sending:
 
 
 class Receiving:
-    """One queue's receive half. Buffers are posted again as they come, in parts when stirred, unless it `holds` them."""
+    """One queue's receive half. Buffers are posted again as they come, in parts when stirred, unless it `holds` them.
 
-    def __init__(self, queue: Queue, sink: Sink, stirring: Stirring) -> None:
+    in_place: frames are looked at where they came, and put together from there to be checked.
+    """
+
+    def __init__(self, queue: Queue, sink: Sink, stirring: Stirring, in_place: bool = False) -> None:
         self.receive = queue.receive
         self.port = queue.receive_port
         self.heard = False
         self.holds = False
         self._sink = sink
         self._stirring = stirring
+        self._looking = queue.looking() if in_place else None
         self._data = numpy.frombuffer(self.receive.data, numpy.uint8)
         self._info = numpy.frombuffer(self.receive.info, INFO)
 
     def move(self) -> int:
         """Take up and check what came; how many frames."""
-        count = self.receive.take()
+        count = self._looking.look() if self._looking else self.receive.take()
         if self.receive.dropped:
             raise StressError(f"{self.receive.dropped} frames came with an error")
         if count:
-            self.heard |= self._sink.check(self._data, self._info["length"][:count])
+            data = self._looking.copy() if self._looking else self._data
+            self.heard |= self._sink.check(data, self._info["length"][:count])
+            if self._looking:
+                self._looking.give_back()
             if not self.holds:
                 self.post(self._stirring.part(BUFFERS))
         return count
@@ -109,7 +138,8 @@ class Station:
     """A domain's process: sends `total` frames to `peer`, and takes and checks as many."""
 
     def __init__(
-        self, process: Process, netfront: Netfront, peer: int, total: int, seed: int, stir: bool, window: int = NO_LIMIT
+        self, process: Process, netfront: Netfront, peer: int, total: int, seed: int, stir: bool, window: int = NO_LIMIT,
+        by_reference: bool = False, in_place: bool = False,
     ) -> None:
         self._window = window                   # frames that it may be ahead of what it received
         self._put = 0
@@ -125,10 +155,10 @@ class Station:
         flows = [list(range(FLOWS))[index :: len(queues)] for index in range(len(queues))]
         shares = [(total + index) // len(queues) for index in range(len(queues))]
         self._sending = [
-            Sending(queue, Source(netfront.mac, self._peer, flows[index], seed + index), shares[index], stirring)
+            Sending(queue, Source(netfront.mac, self._peer, flows[index], seed + index), shares[index], stirring, by_reference)
             for index, queue in enumerate(queues)
         ]
-        self._receiving = [Receiving(queue, self._sink, stirring) for queue in queues]
+        self._receiving = [Receiving(queue, self._sink, stirring, in_place) for queue in queues]
         for receiving in self._receiving:
             receiving.post()
         netfront.attend = self.on_event
@@ -194,7 +224,9 @@ def pass_frames(
         for domid, peer in ((1, 2), (2, 1)):
 
             def main(process: Process, netfront: Netfront, domid: int = domid, peer: int = peer) -> Callable[[], bool]:
-                return Station(process, netfront, peer, total, seed + 100 * domid, stir, window).ended
+                return Station(
+                    process, netfront, peer, total, seed + 100 * domid, stir, window, by_reference=domid == 2, in_place=domid == 1
+                ).ended
 
             switch.station(domid, main, queues)
         try:
