@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from miniguest.ring._core import IoreqSlot, IoreqWatch
+from miniguest.ring._core import IoreqWatch
 from miniguest.ring.events import Events, Port
 
 DOORBELL: Final = 1                     # bits of Upcall.wait's answer
@@ -98,13 +98,12 @@ class Loop:
         while not self.stopping:
             self.turn()
 
-    def turn(self, timeout: float = -1.0, watch: IoreqSlot | None = None) -> None:
-        """Wait for something to happen (at most `timeout` seconds, -1: for ever; no longer than until `watch` is
-        answered), then handle all that did."""
-        woke = self.upcall.wait(self._wait_ns(timeout), watch or self._watch)
+    def turn(self, timeout: float = -1.0) -> None:
+        """Wait for something to happen (at most `timeout` seconds, -1: for ever), then handle all that did."""
+        woke = self.upcall.wait(self._wait_ns(timeout), self._watch)
         if woke & DOORBELL:
             self.events.doorbell.drain()
-        if woke & WATCHED and watch is None:
+        if woke & WATCHED:
             self._watched()
         self.collect()
         self._turns += 1

@@ -325,7 +325,6 @@ class UnicornEngine:
     def _translate_flat(self, flat: bool) -> None:
         """Whether our TLB hook says what is behind a linear address, or Unicorn."""
         self._watch.left_flat = False
-        self._flat = flat
         self._uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL if flat else uc_const.UC_TLB_CPU)
         self._flush_tlb()
 
