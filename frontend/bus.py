@@ -4,16 +4,26 @@ Devices are registers and know none of this: after every access the wrapper here
 """
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
-from miniguest.frontend.devices.device import Device, GuestMemory
+from miniguest.frontend.devices.device import Device, GuestMemory, reader_of, writer_of
 from miniguest.ring.errors import HypercallError
 from miniguest.ring.loop import Timer
 from miniguest.ring.ranges import MEMORY, PORT
 
 ONES: Final = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF, 8: 0xFFFFFFFFFFFFFFFF}
+MOST_KNOWN: Final = 8192                # accesses whose way is remembered: a guest chooses how many there are
 log = logging.getLogger(__name__)
+
+
+Reader = Callable[[], int]
+Writer = Callable[[int], None]
+
+
+def access_key(kind: int, address: int, size: int) -> int:
+    """One access of `size` bytes, 1 to 8, as a key of Bus.readers and Bus.writers, and of _core.IoreqServer's."""
+    return address << 5 | kind << 4 | size
 
 
 class Claims(Protocol):
@@ -33,19 +43,26 @@ class Timers(Protocol):
 
 
 @dataclass(slots=True, eq=False)
+class Line:
+    """An interrupt line that a device drives. level(): what it is now; up: what the others were told."""
+
+    number: int
+    level: Callable[[], bool]
+    up: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Attached:
-    """A device on the bus. `lines`: (interrupt line, its level now) for each line that it drives. `settled`: called after
-    each access and change, for what the device does besides. `waiting`: whether a guest that reads could only learn that a
-    disk has not answered yet."""
+    """A device on the bus. `settled`: called after each access and change, for what the device does besides. `waiting`:
+    whether a guest that reads could only learn that a disk has not answered yet."""
 
     name: str
     device: Device
-    lines: tuple[tuple[int, Callable[[], bool]], ...] = ()
+    lines: tuple[Line, ...] = ()
     deadline: Callable[[], int | None] | None = None
     tick: Callable[[], None] | None = None
     settled: Callable[[], None] | None = None
     waiting: Callable[[], bool] | None = None
-    levels: list[bool] = field(default_factory=list)
     inert: bool = False                 # nothing is to be looked at after an access
     gone: bool = False                  # it was on the bus before a reset
     timer: Timer | None = None
@@ -83,7 +100,11 @@ class InterruptLines:
 
 class Bus:
     """Dispatches accesses to the devices attached. clock: nanoseconds, the devices' own. hold(waiting): called before a
-    device is read that waits for a disk; it may let time pass while `waiting()` is so."""
+    device is read that waits for a disk; it may let time pass while `waiting()` is so.
+
+    `readers` and `writers` are the accesses that took place since a range changed, by `access_key`: whoever finds one there
+    may call it instead of `read` or `write`.
+    """
 
     def __init__(
         self, claims: Claims, lines: InterruptLines, memory: GuestMemory, timers: Timers, clock: Callable[[], int],
@@ -95,6 +116,8 @@ class Bus:
         self._timers = timers
         self._clock = clock
         self._hold = hold
+        self.readers: dict[int, Reader] = {}
+        self.writers: dict[int, Writer] = {}
         self._ports: dict[int, tuple[int, Attached, Device]] = {}
         self._regions: list[tuple[int, int, Attached, Device]] = []
         self._claimed: list[tuple[int, int, int]] = []
@@ -106,7 +129,8 @@ class Bus:
         settled: Callable[[], None] | None = None, waiting: Callable[[], bool] | None = None,
     ) -> Attached:
         """A device with its interrupt lines and its clockwork; where it answers is said by `attach`."""
-        attached = Attached(name, device, lines, deadline, tick, settled, waiting, [False] * len(lines))
+        driven = tuple(Line(number, level) for number, level in lines)
+        attached = Attached(name, device, driven, deadline, tick, settled, waiting)
         attached.inert = not lines and deadline is None and settled is None
         self._attached.append(attached)
         self._settle(attached)
@@ -129,6 +153,7 @@ class Bus:
             self._ports.update((port, (start, attached, device)) for port in range(start, start + count))
         else:
             self._regions.append((start, start + count, attached, device))
+        self._forget()
         return True
 
     def detach(self, kind: int, start: int, count: int) -> None:
@@ -140,6 +165,7 @@ class Bus:
                 self._ports.pop(port, None)
         else:
             self._regions[:] = [item for item in self._regions if item[:2] != (start, start + count)]
+        self._forget()
 
     def clear(self) -> None:
         """Every device off the bus, as when the machine is reset and made anew."""
@@ -165,26 +191,63 @@ class Bus:
                 return start, attached, device
         return None
 
+    def _forget(self) -> None:
+        self.readers.clear()
+        self.writers.clear()
+
     def read(self, kind: int, address: int, size: int) -> int:
         """`size` bytes; all ones where nothing answers."""
-        found = self._ports.get(address) if kind == PORT else self._find(kind, address)
-        if found is None:
-            return ONES.get(size, 0)
-        start, attached, device = found
-        if attached.waiting is not None and attached.waiting():
-            self._hold(attached.waiting)
-        value = device.read(address - start, size)
-        if not attached.inert:
-            self._settle(attached)
-        return value
+        key = access_key(kind, address, size)
+        reader = self.readers.get(key)
+        if reader is None:
+            if len(self.readers) == MOST_KNOWN:
+                self.readers.clear()
+            reader = self.readers[key] = self._make_reader(kind, address, size)
+        return reader()
 
     def write(self, kind: int, address: int, size: int, value: int) -> None:
-        """Write `size` bytes; dropped where nothing answers."""
+        """Write the low `size` bytes of `value`; dropped where nothing answers."""
+        key = access_key(kind, address, size)
+        writer = self.writers.get(key)
+        if writer is None:
+            if len(self.writers) == MOST_KNOWN:
+                self.writers.clear()
+            writer = self.writers[key] = self._make_writer(kind, address, size)
+        writer(value)
+
+    def _make_reader(self, kind: int, address: int, size: int) -> Reader:
         found = self._find(kind, address)
-        if found is not None:
-            start, attached, device = found
-            device.write(address - start, size, value)
-            self._settle(attached)
+        if found is None:
+            ones = ONES.get(size, 0)
+            return lambda: ones
+        start, attached, device = found
+        read, settle, waiting = reader_of(device, address - start, size), self._settle, attached.waiting
+        if attached.inert and waiting is None:
+            return read
+
+        def read_and_settle() -> int:
+            if waiting is not None and waiting():
+                self._hold(waiting)
+            value = read()
+            settle(attached)
+            return value
+
+        return read_and_settle
+
+    def _make_writer(self, kind: int, address: int, size: int) -> Writer:
+        found = self._find(kind, address)
+        if found is None:
+            return lambda value: None
+        start, attached, device = found
+        write, settle = writer_of(device, address - start, size), self._settle
+        if attached.inert:
+            return write
+
+        def write_and_settle(value: int) -> None:
+            write(value)
+            settle(attached)
+
+        return write_and_settle
 
     def read_string(self, port: int, size: int, count: int, gpa: int) -> None:
         """`count` elements from a port into guest memory at `gpa`."""
@@ -220,11 +283,10 @@ class Bus:
     def _settle(self, attached: Attached) -> None:
         if attached.gone:
             return
-        for index, (line, level) in enumerate(attached.lines):
-            now = level()
-            if now != attached.levels[index]:
-                attached.levels[index] = now
-                self._lines.drive(line, attached.name, now)
+        for line in attached.lines:
+            if line.level() != line.up:
+                line.up = not line.up
+                self._lines.drive(line.number, attached.name, line.up)
         if attached.settled:
             attached.settled()
         if attached.deadline is None:

@@ -61,7 +61,6 @@ class MiniGuest:
         process.loop.on_watch(self._requests, self._serve)
         self._line_driver = LineDriver(memory.frame(memory.special("irq_lines")))
         self._messages = MessageSender(memory.frame(memory.special("irq_lines")))
-        self._resetting = False
         self._clock = GuestClock(memory.frame(memory.special("hypervisor_info")))
         self._timers = StepTimers(self._clock) if self._clock.stepped else None
         self._outstanding = Outstanding()
@@ -82,6 +81,8 @@ class MiniGuest:
         self._lines = InterruptLines(self._set_line)
         timers = self._timers or process.loop
         self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, timers, self._clock.now, self._hold)
+        if not self._in_step:
+            self._requests.readers, self._requests.writers = self._bus.readers, self._bus.writers
         self._vcpus = vcpus
         self.pc = self._make_pc()
         self._settle()
@@ -115,14 +116,14 @@ class MiniGuest:
     def _reset(self) -> None:
         """The machine's reset line: every device is made anew, and the vCPU starts over."""
         log.info("reset")
-        # Not now: the device that asked is in the middle of an access, which is answered first.
-        self._resetting = True
+        # Not now: the device that asked is in the middle of an access.
+        self._requests.before_answer = self._finish_reset
 
     def _finish_reset(self) -> None:
-        self._resetting = False
         self._bus.clear()
         self.pc = self._make_pc()
         self._shutdown(SHUTDOWN_reboot)
+        self._settle()
 
     def _shutdown(self, reason: int) -> None:
         self._process.hypercalls.call("shutdown", domid=self._target, reason=reason)
@@ -147,7 +148,7 @@ class MiniGuest:
         self._requests.connect(index, port)
 
     def _serve(self) -> None:
-        read, write = (self._read_in_step, self._write_in_step) if self._in_step else (self._bus.read, self._write)
+        read, write = (self._read_in_step, self._write_in_step) if self._in_step else (self._bus.read, self._bus.write)
         self._requests.serve(self._process.loop.upcall, read, write, self._other)
         self._console.feed()
 
@@ -159,11 +160,6 @@ class MiniGuest:
         while waiting() and not loop.stopping and (left := deadline - _core.now_ns()) > 0:
             loop.turn(left / 1e9)
 
-    def _write(self, kind: int, address: int, size: int, value: int) -> None:
-        self._bus.write(kind, address, size, value)
-        if self._resetting:
-            self._finish_reset()
-
     def _read_in_step(self, kind: int, address: int, size: int) -> int:
         self._pass_time()
         value = self._bus.read(kind, address, size)
@@ -172,7 +168,7 @@ class MiniGuest:
 
     def _write_in_step(self, kind: int, address: int, size: int, value: int) -> None:
         self._pass_time()
-        self._write(kind, address, size, value)
+        self._bus.write(kind, address, size, value)
         self._settle()
 
     def _other(self, vcpu: int, request: tuple[int, int, int, int, int, int, int, int] | int) -> int | None:
@@ -191,8 +187,6 @@ class MiniGuest:
         answer = 0
         if kind is not None:
             answer = self._answer(kind, address, data, count, size, direction, bool(is_pointer), bool(downwards))
-        if self._resetting:
-            self._finish_reset()
         self._settle()
         return answer
 

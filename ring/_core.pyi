@@ -143,6 +143,9 @@ Request = tuple[int, int, int, int, int, int, int, int]
 class IoreqServer(IoreqWatch):
     vcpus: int
     answering: bool
+    readers: dict[int, Callable[[], int]]
+    writers: dict[int, Callable[[int], None]]
+    before_answer: Callable[[], None] | None
     def __init__(self, page: WriteableBuffer, vcpus: int) -> None: ...
     def connect(self, vcpu: int, port: _Port) -> None: ...
     def serve(

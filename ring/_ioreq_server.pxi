@@ -11,6 +11,9 @@ cdef class IoreqServer(IoreqWatch):
     cdef list ports
     cdef list channels
     cdef readonly bint answering               # a request is being answered: its vCPU looks at everything after it
+    # By address << 5 | type << 4 | size: what is called for such an access, with nothing or with the value.
+    cdef public dict readers, writers
+    cdef public object before_answer           # called, once, when what is asked has been done, before it is answered
 
     def __init__(self, page, uint32_t vcpus):
         if vcpus * IOREQ_SIZE > self.size:
@@ -19,6 +22,7 @@ cdef class IoreqServer(IoreqWatch):
         self.vcpus = vcpus
         self.ports = [None] * vcpus
         self.channels = [None] * vcpus
+        self.readers, self.writers = {}, {}
 
     def connect(self, uint32_t vcpu, port):
         """The port (miniguest.ring.events.Port) that tells `vcpu` of its answers."""
@@ -45,10 +49,10 @@ cdef class IoreqServer(IoreqWatch):
     def serve(self, Upcall upcall not None, read, write, other):
         """Answer what is asked, and what comes soon after; the number of requests.
 
-        read(type, address, size) -> value, write(type, address, size, value): one access of 1, 2, 4 or 8 bytes; the types
-        are 0 for ports and 1 for memory. other(vcpu,
-        request): any other request, as IoreqSlot.take gives it; its answer, or None: it gets none, the vCPU has lied. Ends
-        early when `upcall` has something pending.
+        read(type, address, size) -> value, write(type, address, size, value): one access of 1, 2, 4 or 8 bytes that is not
+        in `readers` or `writers`; the types are 0 for ports and 1 for memory. other(vcpu, request): any other request, as
+        IoreqSlot.take gives it; its answer, or None: it gets none, the vCPU has lied. Ends early when `upcall` has
+        something pending.
         """
         cdef uint32_t answered = 0, vcpu
         while answered < ANSWERS:
@@ -68,7 +72,7 @@ cdef class IoreqServer(IoreqWatch):
     cdef int _serve_one(self, uint32_t vcpu, read, write, other) except -1:
         cdef uint8_t *state = self._state(vcpu)
         cdef uint8_t bits = ld8(state)
-        cdef uint64_t answer = 0
+        cdef uint64_t answer = 0, key
         cdef Ioreq r
         if bits & 15 != STATE_READY:
             other(vcpu, bits & 15)
@@ -79,16 +83,26 @@ cdef class IoreqServer(IoreqWatch):
         st8(state, bits)
         if (r.count == 1 and not bits & 0x50 and r.type <= TYPE_COPY
                 and (r.size in (1, 2, 4) or (r.size == 8 and r.type == TYPE_COPY))):
+            key = r.addr << 5 | r.type << 4 | r.size       # of ports and of addresses below 2^59
             if bits & 0x20:
-                answer = read(r.type, r.addr, r.size)
+                known = self.readers.get(key) if r.addr >> 59 == 0 else None
+                answer = read(r.type, r.addr, r.size) if known is None else known()
             else:
-                write(r.type, r.addr, r.size, r.data & (~<uint64_t>0 >> (64 - 8 * r.size)))
+                r.data &= ~<uint64_t>0 >> (64 - 8 * r.size)
+                known = self.writers.get(key) if r.addr >> 59 == 0 else None
+                if known is None:
+                    write(r.type, r.addr, r.size, r.data)
+                else:
+                    known(r.data)
         else:
             answered = other(vcpu, (r.type, r.addr, r.data, r.count, r.size, bits >> 5 & 1, bits >> 4 & 1, bits >> 6 & 1))
             if answered is None:
                 cas8(state, &bits, STATE_NONE)
                 return 0
             answer = answered
+        if self.before_answer is not None:
+            before, self.before_answer = self.before_answer, None
+            before()
         (self.slots + vcpu).data = answer
         st8(state, (bits & 0xf0) | STATE_RESP_READY)           # release: without it the vCPU could see the state before the data
         return self._tell(vcpu)

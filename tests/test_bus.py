@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from miniguest.frontend.bus import MEMORY, PORT, Attached, Bus, InterruptLines
+from miniguest.frontend.bus import MEMORY, MOST_KNOWN, PORT, Attached, Bus, InterruptLines, access_key
+from miniguest.frontend.devices.device import Model, Window, reader_of, writer_of
+from miniguest.frontend.devices.regmap import RegMap
 from miniguest.ring.errors import HypercallError
 
 
@@ -232,3 +234,77 @@ def test_clear_lets_go_of_everything(world: World) -> None:
     again = Register()
     world.bus.attach(PORT, 0x10, 4, world.add("a", again, 3))
     assert world.bus.read(PORT, 0x10, 1) == 0x5B
+
+
+class Scratch(Model):
+    """Two registers, of two bytes and of one."""
+
+    regs = RegMap(size=4)
+
+    def __init__(self) -> None:
+        self.words = [0x1234, 0x56]
+
+    @regs.read(0, "WORD", 2)
+    def read_word(self) -> int:
+        return self.words[0]
+
+    @regs.write(0, "WORD", 2)
+    def write_word(self, value: int) -> None:
+        self.words[0] = value
+
+    @regs.read(2, "BYTES", 1, count=2)
+    def read_byte(self, index: int) -> int:
+        return self.words[1] + index
+
+    @regs.write(2, "BYTES", 1, count=2)
+    def write_byte(self, index: int, value: int) -> None:
+        self.words[1] = value - index & 0xFF
+
+
+class Strange(Scratch):
+    """One that has its own way to be read and written."""
+
+    def read(self, offset: int, size: int) -> int:
+        return offset * 16 + size
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.words = [offset, value]
+
+
+@pytest.mark.parametrize("make", [Scratch, Strange, lambda: Window(Scratch(), 1, 2), lambda: Window(Strange(), 0, 4)])
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("offset", [-1, 0, 1, 2, 3, 4])
+def test_the_short_way_to_a_register_does_what_the_long_one_does(
+    make: Callable[[], Scratch | Window], size: int, offset: int
+) -> None:
+    long, short = make(), make()
+    assert reader_of(short, offset, size)() == long.read(offset, size)
+    value = 0x89ABCDEF & (1 << 8 * size) - 1
+    long.write(offset, size, value)
+    writer_of(short, offset, size)(value)
+    words = [each.words if isinstance(each, Scratch) else each.model.words for each in (long, short)]  # type: ignore[attr-defined]
+    assert words[0] == words[1]
+
+
+def test_who_answers_is_asked_for_anew_when_ranges_change(world: World) -> None:
+    first, second = Register(), Register(value=0x10)
+    a, b = world.add("a", first), world.add("b", second)
+    key = access_key(PORT, 0x10, 1)
+    world.bus.attach(PORT, 0x10, 1, a)
+    assert world.bus.read(PORT, 0x10, 1) == 0x5B and world.bus.readers[key]() == 0x5C
+    world.bus.write(PORT, 0x10, 1, 0)
+    world.bus.detach(PORT, 0x10, 1)
+    assert not world.bus.readers and not world.bus.writers
+    assert world.bus.read(PORT, 0x10, 1) == 0xFF
+    world.bus.attach(PORT, 0x10, 1, b)
+    assert world.bus.read(PORT, 0x10, 1) == 0x11
+    world.bus.clear()
+    assert world.bus.read(PORT, 0x10, 1) == 0xFF
+    assert len(first.seen) == 3
+
+
+def test_a_guest_that_reads_everywhere_is_not_remembered_for_ever(world: World) -> None:
+    for address in range(MOST_KNOWN + 10):
+        world.bus.read(MEMORY, address, 1)
+        world.bus.write(MEMORY, address, 1, 0)
+    assert len(world.bus.readers) == len(world.bus.writers) == 10

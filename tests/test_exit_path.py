@@ -4,6 +4,7 @@ import threading
 import pytest
 
 from miniguest.deploy.stress.exits import ask_and_halt
+from miniguest.frontend.bus import access_key
 from miniguest.ring import _core
 from miniguest.ring._core import (
     EXIT_DONE,
@@ -78,7 +79,10 @@ class Ends:
             self.seen.append(("other", vcpu, request))
             return self.other
 
-        return self.server.serve(self.model_upcall, read, lambda *what: self.seen.append(("write", *what)), other)
+        def write(*what: int) -> None:
+            self.seen.append(("write", *what))
+
+        return self.server.serve(self.model_upcall, read, write, other)
 
     def state(self) -> int:
         return self.page[STATE] & 15
@@ -138,6 +142,55 @@ def test_a_request_is_served_and_answered(ends: Ends, kind: ExitKind, type_: int
     assert ends.port.finished == [-1]               # it had no channel to send through
     assert ends.path.finish() == (0x1234 if reads else 0)
     assert ends.state() == NONE
+
+
+@pytest.mark.parametrize(("kind", "type_"), [
+    (ExitKind.PIO_IN, IOREQ_TYPE_PIO), (ExitKind.PIO_OUT, IOREQ_TYPE_PIO),
+    (ExitKind.MMIO_READ, IOREQ_TYPE_COPY), (ExitKind.MMIO_WRITE, IOREQ_TYPE_COPY),
+])
+@pytest.mark.parametrize("address", [0x1F0, (1 << 48) - 4])
+def test_a_known_access_is_called_in_the_place_of_all_others(ends: Ends, kind: ExitKind, type_: int, address: int) -> None:
+    key = access_key(type_, address, 2)
+    ends.server.readers[key] = lambda: 0x4321
+    ends.server.writers[key] = lambda value: ends.seen.append((value,))
+    ends.path.channel = ends.channel
+    for size in (2, 1):                             # the same port, and not the same access
+        ends.row(kind, address, size)
+        assert ends.path.run(kind, address, size, 0xABCDEF)[0] == EXIT_STARTED
+        assert ends.serve(answer=0x12) == 1
+        reads = kind in (ExitKind.PIO_IN, ExitKind.MMIO_READ)
+        assert ends.path.finish() == (0 if not reads else 0x4321 if size == 2 else 0x12)
+        if size == 2:
+            assert ends.seen == ([] if reads else [(0xCDEF,)])
+            ends.seen.clear()
+    assert len(ends.seen) == 1 and ends.seen[0][0] in ("read", "write")
+
+
+def test_addresses_too_high_for_a_key_are_no_others(ends: Ends) -> None:
+    ends.server.readers[access_key(IOREQ_TYPE_COPY, 0x1000, 4)] = lambda: 0
+    slot = _core.IoreqSlot(ends.page, 0)
+    slot.start(IOREQ_TYPE_COPY, 1 << 59 | 0x1000, 0, 1, 4, IOREQ_READ)
+    assert ends.serve(answer=0x55) == 1
+    assert ends.seen == [("read", IOREQ_TYPE_COPY, 1 << 59 | 0x1000, 4)] and slot.finish() == 0x55
+
+
+def test_what_is_to_be_done_before_the_answer_is_done_once(ends: Ends) -> None:
+    def reset() -> None:
+        assert ends.state() == INPROCESS
+        ends.seen.append(("reset",))
+
+    def write(value: int) -> None:
+        ends.server.before_answer = reset
+
+    ends.row(ExitKind.PIO_OUT, 0x64, 1)
+    ends.path.channel = ends.channel
+    for _ in range(2):
+        ends.server.writers[access_key(IOREQ_TYPE_PIO, 0x64, 1)] = write
+        assert ends.path.run(ExitKind.PIO_OUT, 0x64, 1, 0xFE)[0] == EXIT_STARTED
+        assert ends.serve() == 1
+        ends.path.finish()
+        write = print                               # nothing asked for the second time
+    assert ends.seen == [("reset",)]
 
 
 def test_a_server_that_sleeps_is_to_be_rung_for(ends: Ends) -> None:

@@ -7,6 +7,8 @@ syncs the interrupt line with `irq()`, supplies memory, disk and clocks, and cal
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from types import MethodType
 from typing import Any, ClassVar, Protocol
 
 from miniguest.frontend.devices.regmap import MASKS, RegMap
@@ -83,6 +85,20 @@ class Model:
         else:
             self.regs.write_apart(self, offset, size, value)
 
+    def reader(self, offset: int, size: int) -> Callable[[], int]:
+        """What does the same as `read(offset, size)`, for who reads there often: of a register, its own method."""
+        method = self.regs.readers.get(offset << 4 | size)
+        if method is None or type(self).read is not Model.read:
+            return partial(self.read, offset, size)
+        return MethodType(method, self)
+
+    def writer(self, offset: int, size: int) -> Callable[[int], None]:
+        """What does the same as `write(offset, size, value)` for a value of `size` bytes."""
+        method = self.regs.writers.get(offset << 4 | size)
+        if method is None or type(self).write is not Model.write:
+            return partial(self.write, offset, size)
+        return MethodType(method, self)
+
     def unmapped(self, offset: int, writing: bool) -> None:
         """Called for a byte that is no register; for devices with an error bit for that."""
 
@@ -113,6 +129,18 @@ class Window:
             value |= (self.model.read(self.first + offset + i, 1) if inside else 0xFF) << 8 * i
         return value
 
+    def reader(self, offset: int, size: int) -> Callable[[], int]:
+        """Model.reader's."""
+        if offset >= 0 and offset + size <= self.size:
+            return reader_of(self.model, self.first + offset, size)
+        return partial(self.read, offset, size)
+
+    def writer(self, offset: int, size: int) -> Callable[[int], None]:
+        """Model.writer's."""
+        if offset >= 0 and offset + size <= self.size:
+            return writer_of(self.model, self.first + offset, size)
+        return partial(self.write, offset, size)
+
     def read_string(self, offset: int, size: int, count: int) -> bytes:
         """`count` reads as one; a model with a data port does it in one go."""
         block = getattr(self.model, "read_string", None)
@@ -137,3 +165,13 @@ class Window:
         for i in range(size):
             if 0 <= offset + i < self.size:
                 self.model.write(self.first + offset + i, 1, value >> 8 * i & 0xFF)
+
+
+def reader_of(device: Device, offset: int, size: int) -> Callable[[], int]:
+    """What reads `size` bytes at `offset` of a device, by the shortest way that it has."""
+    return device.reader(offset, size) if isinstance(device, Model | Window) else partial(device.read, offset, size)
+
+
+def writer_of(device: Device, offset: int, size: int) -> Callable[[int], None]:
+    """What writes a value of `size` bytes at `offset` of a device, by the shortest way that it has."""
+    return device.writer(offset, size) if isinstance(device, Model | Window) else partial(device.write, offset, size)
