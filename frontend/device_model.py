@@ -9,7 +9,7 @@ from miniguest.ring.abi.ioreq import IOREQ as IOREQ_LAYOUT
 from miniguest.ring.abi.ioreq import STATE_IORESP_READY
 from miniguest.ring.exits import ExitCounters
 from miniguest.ring.lines import LineWatcher
-from miniguest.ring.loop import DOORBELL, PENDING
+from miniguest.ring.loop import PENDING
 from miniguest.ring.memory import FRAME_SIZE
 from miniguest.ring.messages import MessageWatcher
 from miniguest.ring.modified import ModifiedReader
@@ -25,7 +25,7 @@ class DeviceModel:
         memory = process.memory(process.domid)
         self._given_up = given_up
         self._upcall = process.loop.upcall
-        self._drain, self._collect = process.events.doorbell.drain, process.loop.collect
+        self._collect = process.loop.collect
         self._lines = LineWatcher(memory.frame(memory.special("irq_lines")))
         self._messages = MessageWatcher(memory.frame(memory.special("irq_lines")))
         self._modified = ModifiedReader(memory.frame(memory.special("modified")))
@@ -55,10 +55,7 @@ class DeviceModel:
 
     def _answered(self) -> bool:
         while self._slot.state != STATE_IORESP_READY:
-            woke = self._upcall.wait(-1, self._slot)
-            if woke & DOORBELL:
-                self._drain()
-            if woke & PENDING:
+            if self._upcall.wait(-1, self._slot) & PENDING:
                 self._collect()
             if self._given_up():
                 return False

@@ -57,6 +57,10 @@ cdef class Upcall(Shared):
     cdef uint64_t quiet_until
     cdef int64_t quiet                         # how long the last one was
     cdef readonly uint64_t spun, slept
+    # What makes the doorbell silent again after it rang. That takes as long as much of what is to be done, so it is left
+    # until the process would sleep otherwise: whoever rang has its answer by then.
+    cdef public object drain
+    cdef bint rang
 
     def __init__(self, page, uint32_t vcpu, int doorbell=-1, int descriptor=-1):
         if vcpu >= VCPUS_PER_PAGE or self.size < PAGE:
@@ -187,40 +191,55 @@ cdef class Upcall(Shared):
             self.quiet = self.quiet_ns
         self.quiet_until = now + <uint64_t>self.quiet
 
-    cpdef int wait(self, int64_t timeout_ns=-1, IoreqWatch watch=None):
+    cpdef int wait(self, int64_t timeout_ns=-1, IoreqWatch watch=None) except -1:
         """Wait until a port is pending, a descriptor is readable or `timeout_ns` passed (-1: for ever).
 
         Bits of the answer: 1 the doorbell's descriptor, 2 the other descriptor, 4 a port is pending, 8 the watched
         slots have something to do; 0 at the timeout or after a signal (the caller's interpreter runs its handler and calls
         again). The GIL is released. Spins first, then unmasks the upcall and sleeps.
         """
-        cdef int64_t spin = self.spin_ns
-        cdef uint64_t start
         cdef int woke = 0
         if watch is None:
             watch = NO_SLOTS
         if self._hit(watch):
             return self._answer(watch, 0)
         with nogil:
-            start = monotonic_ns()
-            if 0 <= timeout_ns < spin:
-                spin = timeout_ns
-            if spin and start >= self.quiet_until and self._spin(watch, spin, True):
-                self.spun += 1
-            else:
-                if timeout_ns > 0:             # what the spin took is gone
-                    timeout_ns = max(<int64_t>0, timeout_ns - <int64_t>(monotonic_ns() - start))
-                self._listen(watch)
-                st8(self.info + UPCALL_MASK, 0)
-                # Full barrier: without it our look at pending, and at the slots, could pass the clearing of the masks; a
-                # sender that set pending and then read a mask as 1 would not ring, and we would sleep on its event.
-                mb()
-                if not self._hit(watch):
-                    self.slept += 1
-                    woke = poll_two(self.doorbell, self.descriptor, timeout_ns)
-                st8(self.info + UPCALL_MASK, 1)
-                self._hush_again(watch)
-        return self._answer(watch, woke)
+            woke = self._spin_first(watch, &timeout_ns)
+        if not woke:
+            if self.rang and self.drain is not None:
+                self.rang = False
+                self.drain()
+            with nogil:
+                woke = self._sleep(watch, timeout_ns)
+            self.rang = self.rang or woke & DOORBELL
+        return self._answer(watch, woke & (DOORBELL | DESCRIPTOR))
+
+    cdef int _spin_first(self, IoreqWatch watch, int64_t *timeout_ns) noexcept nogil:
+        """Whether something came within a spin; what the spin took is gone from the timeout."""
+        cdef uint64_t start = monotonic_ns()
+        cdef int64_t spin = self.spin_ns
+        if 0 <= timeout_ns[0] < spin:
+            spin = timeout_ns[0]
+        if spin and start >= self.quiet_until and self._spin(watch, spin, True):
+            self.spun += 1
+            return PENDING
+        if timeout_ns[0] > 0:
+            timeout_ns[0] = max(<int64_t>0, timeout_ns[0] - <int64_t>(monotonic_ns() - start))
+        return 0
+
+    cdef int _sleep(self, IoreqWatch watch, int64_t timeout_ns) noexcept nogil:
+        cdef int woke = 0
+        self._listen(watch)
+        st8(self.info + UPCALL_MASK, 0)
+        # Full barrier: without it our look at pending, and at the slots, could pass the clearing of the masks; a
+        # sender that set pending and then read a mask as 1 would not ring, and we would sleep on its event.
+        mb()
+        if not self._hit(watch):
+            self.slept += 1
+            woke = poll_two(self.doorbell, self.descriptor, timeout_ns)
+        st8(self.info + UPCALL_MASK, 1)
+        self._hush_again(watch)
+        return woke
 
     cdef int _answer(self, IoreqWatch watch, int woke) noexcept:
         if ld8(self.info + UPCALL_PENDING):

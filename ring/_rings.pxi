@@ -165,7 +165,7 @@ cdef class FrontRing(SharedRing):
         self.req_prod_pvt += count
         return count
 
-    def send(self, uint32_t count):
+    cpdef bint send(self, uint32_t count) except -1:
         """`put` and `push` in one call: True when the backend is to be notified. ValueError when there is no room."""
         if count > self.slots - <uint32_t>(self.req_prod_pvt - self.rsp_cons):
             raise ValueError("more requests than free slots")
@@ -203,11 +203,19 @@ cdef class FrontRing(SharedRing):
 
         For a backend that is at it right now. Keep it below a millisecond: signals wait for it, and Upcall.wait sleeps.
         """
+        return self._take_within(spin_ns, least, limit)
+
+    cdef uint32_t _take_within(self, int64_t spin_ns, uint32_t least, uint32_t limit) except? 0xffffffff:
         least = min(least, <uint32_t>(self.pushed - self.rsp_cons))
         if not self._soon(&self.header.rsp_prod, self.rsp_cons, least):
             with nogil:
                 self._spin(&self.header.rsp_prod, self.rsp_cons, least, spin_ns)
         return self.take(limit)
+
+    def exchange(self, uint32_t count, int64_t spin_ns, uint32_t least=1, uint32_t limit=0xffffffff):
+        """`send` and `take_within` in one call, for two ends that look at the ring all the time: nobody is notified."""
+        self.send(count)
+        return self._take_within(spin_ns, least, limit)
 
     cpdef bint final_check(self) noexcept:
         """Ask for a notification of the next response; True when one is there already (RING_FINAL_CHECK_FOR_RESPONSES)."""
@@ -254,11 +262,20 @@ cdef class BackRing(SharedRing):
 
     def take_within(self, int64_t spin_ns, uint32_t least=1, uint32_t limit=0xffffffff):
         """`take`, once `least` requests are there (or all that can come) or `spin_ns` have passed, as FrontRing's."""
+        return self._take_within(spin_ns, least, limit)
+
+    cdef uint32_t _take_within(self, int64_t spin_ns, uint32_t least, uint32_t limit) except? 0xffffffff:
         least = min(least, <uint32_t>(self.slots - <uint32_t>(self.req_cons - self.rsp_prod_pvt)))
         if not self._soon(&self.header.req_prod, self.req_cons, least):
             with nogil:
                 self._spin(&self.header.req_prod, self.req_cons, least, spin_ns)
         return self.take(limit)
+
+    def exchange(self, uint32_t count, int64_t spin_ns, uint32_t least=1, uint32_t limit=0xffffffff):
+        """`respond` and `take_within` in one call, for two ends that look at the ring all the time: nobody is notified."""
+        self.put(count)
+        self._push()
+        return self._take_within(spin_ns, least, limit)
 
     def respond(self, uint32_t count):
         """`put` and `push` in one call: True when the frontend is to be notified."""

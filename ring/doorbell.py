@@ -44,9 +44,11 @@ class ZmqDoorbell:
 
     def drain(self) -> None:
         """Take every message: zmq's descriptor tells of changes only, so it must be emptied each time."""
-        # To ask first is cheaper than an exception at the end.
-        while int(self._socket.get(EVENTS)) & POLLIN:
+        with contextlib.suppress(zmq.Again):            # rang for something else than a message
             self._socket.recv(NOBLOCK)
+            # To ask is cheaper than an exception at the end.
+            while int(self._socket.get(EVENTS)) & POLLIN:
+                self._socket.recv(NOBLOCK)
 
     def close(self) -> None:
         """Close the socket; its file goes with it."""
@@ -73,58 +75,75 @@ class FifoDoorbell:
         os.close(self.fd)
 
 
+class FifoBell:
+    """The ringing end of a FIFO."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def ring(self) -> None:
+        """Wake its process."""
+        with contextlib.suppress(BlockingIOError):      # full of unread wakes: one more adds nothing
+            os.write(self._fd, b"\0")
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._fd)
+
+
+class ZmqBell:
+    """The ringing end of a PULL socket."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", path: Path) -> None:
+        self._socket = context.socket(zmq.PUSH)
+        self._socket.linger = 0
+        # No high-water mark. A non-blocking send looks at how much was read only once a millisecond or so, and takes a
+        # queue for full that is empty: the wake would be lost. Nothing piles up, since nobody rings for a port that
+        # is pending already.
+        self._socket.sndhwm = 0
+        self._socket.connect(f"ipc://{path}")
+
+    def ring(self) -> None:
+        """Wake its process."""
+        self._socket.send(b"", NOBLOCK)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._socket.close()
+
+
 class Bells:
     """The ringing end of every doorbell that this process rings, connected when first rung."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", runtime: Path) -> None:
         self._context = context
         self._runtime = runtime
-        self._fifos: dict[tuple[int, int], int] = {}                    # by domid and vCPU
-        self._sockets: dict[tuple[int, int], zmq.Socket[bytes]] = {}
+        self._bells: dict[tuple[int, int], FifoBell | ZmqBell] = {}     # by domid and vCPU
 
     def ring(self, domid: int, vcpu: int) -> None:
         """Wake a domain's vCPU. Nothing happens when it has no doorbell."""
-        bell = domid, vcpu & VCPU_MASK
-        if bell not in self._fifos and bell not in self._sockets:
-            self._connect(bell)
-        if bell in self._fifos:
-            try:
-                os.write(self._fifos[bell], b"\0")
-            except BlockingIOError:             # full of unread wakes: one more adds nothing
-                pass
-        elif bell in self._sockets:
-            self._sockets[bell].send(b"", NOBLOCK)
+        bell = self._bells.get((domid, vcpu & VCPU_MASK)) or self._connect(domid, vcpu & VCPU_MASK)
+        if bell is not None:
+            bell.ring()
 
-    def _connect(self, bell: tuple[int, int]) -> None:
-        path = doorbell_path(self._runtime, *bell)
+    def _connect(self, domid: int, vcpu: int) -> FifoBell | ZmqBell | None:
+        path = doorbell_path(self._runtime, domid, vcpu)
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
             # Its process has not come up, or is gone for good. One that comes up makes its doorbell first and looks
             # at what is pending then, and the event was made pending before we looked for the doorbell.
-            return
-        if stat.S_ISFIFO(mode):
-            self._fifos[bell] = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            return
-        socket = self._context.socket(zmq.PUSH)
-        socket.linger = 0
-        # No high-water mark. A non-blocking send looks at how much was read only once a millisecond or so, and takes a
-        # queue for full that is empty: the wake would be lost. Nothing piles up, since nobody rings for a port that
-        # is pending already.
-        socket.sndhwm = 0
-        socket.connect(f"ipc://{path}")
-        self._sockets[bell] = socket
+            return None
+        bell = FifoBell(path) if stat.S_ISFIFO(mode) else ZmqBell(self._context, path)
+        self._bells[domid, vcpu] = bell
+        return bell
 
     def forget(self, domid: int) -> None:
         """Look for a domain's doorbells anew: a new domain of that number has others at the same paths."""
-        for bell in [bell for bell in self._fifos if bell[0] == domid]:
-            os.close(self._fifos.pop(bell))
-        for bell in [bell for bell in self._sockets if bell[0] == domid]:
-            self._sockets.pop(bell).close()
+        for key in [key for key in self._bells if key[0] == domid]:
+            self._bells.pop(key).close()
 
     def close(self) -> None:
         """Let go of every doorbell."""
-        for fifo in self._fifos.values():
-            os.close(fifo)
-        for socket in self._sockets.values():
-            socket.close()
+        for bell in self._bells.values():
+            bell.close()

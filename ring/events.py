@@ -31,7 +31,9 @@ class Port:
 
     def notify(self) -> None:
         """EVTCHNOP_send. Nothing happens while the other end is not bound, or is gone."""
-        self.finish(self._send())
+        woken = self._send()
+        if woken:
+            self.finish(woken)
 
     def finish(self, woken: int) -> None:
         """What is left to do after `channel.send()` said `woken`: nothing after 0."""
@@ -52,7 +54,7 @@ class Port:
 
     def _send(self) -> int:
         """What _core.Channel.send answers; -1, too, when there is no channel."""
-        channel = self.channel
+        channel = self._channel or self.channel
         return -1 if channel is None else channel.send()
 
     def _retire(self) -> None:
@@ -104,6 +106,7 @@ class Events:
     def upcall(self, descriptor: int) -> _core.Upcall:
         """This vCPU's upcall, which also waits for `descriptor` to be readable."""
         self._upcall = _core.Upcall(self._info, self.vcpu % HYPERVISOR_SIDE, self.doorbell.fd, descriptor)
+        self._upcall.drain = self.doorbell.drain
         return self._upcall
 
     def alloc_unbound(self, remote_domid: int) -> Port:

@@ -11,8 +11,7 @@ from typing import Final
 from miniguest.ring._core import IoreqWatch
 from miniguest.ring.events import Events, Port
 
-DOORBELL: Final = 1                     # bits of Upcall.wait's answer
-DESCRIPTOR: Final = 2
+DESCRIPTOR: Final = 2                   # bits of Upcall.wait's answer
 PENDING: Final = 4
 WATCHED: Final = 8
 PATIENCE: Final = 64                    # turns full of events before descriptors are looked at anyway
@@ -101,32 +100,36 @@ class Loop:
     def turn(self, timeout: float = -1.0) -> None:
         """Wait for something to happen (at most `timeout` seconds, -1: for ever), then handle all that did."""
         woke = self.upcall.wait(self._wait_ns(timeout), self._watch)
-        if woke & DOORBELL:
-            self.events.doorbell.drain()
         if woke & WATCHED:
             self._watched()
-        self.collect()
+        if ports := self.upcall.take():
+            self._pending.update(dict.fromkeys(ports))
         self._turns += 1
-        if woke & DESCRIPTOR or (self._fds and self._turns % PATIENCE == 0):
+        if woke & DESCRIPTOR or (self._turns % PATIENCE == 0 and self._fds):
             self._descriptors()
-        self._dispatch()
+        if self._pending:
+            self._dispatch()
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
+        if self._timers:
+            self._expire()
 
     def collect(self) -> None:
         """Take the pending ports; their handlers are called in the next turn."""
-        self._pending.update(dict.fromkeys(self.upcall.take()))
+        if ports := self.upcall.take():
+            self._pending.update(dict.fromkeys(ports))
 
     def wait_port(self, port: Port) -> None:
         """Block until `port` is notified; whatever else comes meanwhile is handled in the next turn."""
         while port.number not in self._pending:
-            if self.upcall.wait(-1, None) & DOORBELL:
-                self.events.doorbell.drain()
+            self.upcall.wait(-1, None)
             self.collect()
             if self.stopping:
                 raise InterruptedError("stopped while waiting for an event channel")
         del self._pending[port.number]
 
     def _wait_ns(self, timeout: float) -> int:
-        if self._soon or self._pending:
+        if self._pending or self._soon:
             return 0
         if self._timers:
             until = max(0.0, self._timers[0][0] - time.monotonic())
@@ -150,8 +153,8 @@ class Loop:
             handler = self._ports.get(number)
             if handler:
                 handler()
-        for _ in range(len(self._soon)):
-            self._soon.popleft()()
+
+    def _expire(self) -> None:
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             fn = heapq.heappop(self._timers)[2].fn

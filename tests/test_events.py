@@ -191,6 +191,41 @@ def test_wait_tells_what_woke_it() -> None:
         os.close(fd)
 
 
+def test_a_doorbell_is_drained_when_there_is_nothing_else_to_do() -> None:
+    pair = Pair()
+    bell, ring = os.pipe()
+    upcall = pair.upcall(0, bell)
+    upcall.spin_ns = 0
+    drained: list[bytes] = []
+    upcall.drain = lambda: drained.append(os.read(bell, 16))
+    os.write(ring, b"a")
+    assert upcall.wait() == DOORBELL and not drained
+    pair.channel.send()
+    assert upcall.wait() == PENDING and not drained, "there is work to do first"
+    upcall.take()
+    assert upcall.wait(0) == 0 and drained == [b"a"]
+    assert upcall.wait(0) == 0 and drained == [b"a"], "it did not ring again"
+    os.write(ring, b"bc")
+    assert (upcall.wait(), upcall.wait(0), drained) == (DOORBELL, 0, [b"a", b"bc"])
+    for fd in (bell, ring):
+        os.close(fd)
+
+
+def test_an_exception_of_a_drain_is_told() -> None:
+    pair = Pair()
+    bell, ring = os.pipe()
+    upcall = pair.upcall(0, bell)
+    upcall.spin_ns = 0
+    upcall.drain = lambda: os.close(-1)
+    os.write(ring, b"a")
+    assert upcall.wait() == DOORBELL
+    with pytest.raises(OSError, match="Bad file"):
+        upcall.wait(0)
+    assert pair.info(0)[1] == 1, "it did not go to sleep"
+    for fd in (bell, ring):
+        os.close(fd)
+
+
 @pytest.mark.parametrize("call", ["bind", "mask_port", "unmask_port"])
 @pytest.mark.parametrize("port", [4096, 0xFFFFFFFF])
 def test_ports_are_bounded(call: str, port: int) -> None:

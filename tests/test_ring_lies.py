@@ -28,7 +28,7 @@ def wrapped(value: int) -> int:
 def test_req_prod_ahead_or_moving_back(ahead: int) -> None:
     _, back, words = ring()
     words[REQ_PROD] = wrapped(NEAR_WRAP + ahead)
-    for take in (back.take, lambda: back.take_within(LONG, 32, 1)):
+    for take in (back.take, lambda: back.take_within(LONG, 32, 1), lambda: back.exchange(0, LONG, 32, 1)):
         with pytest.raises(RingError, match="req_prod"):
             take()
     assert back.unanswered == 0
@@ -71,7 +71,7 @@ def test_a_full_ring_is_no_lie_and_one_more_is() -> None:
 def test_rsp_prod_ahead_of_nothing(ahead: int) -> None:
     front, _, words = ring()
     words[RSP_PROD] = wrapped(NEAR_WRAP + ahead)
-    for take in (front.take, lambda: front.take_within(LONG, 32, 1)):
+    for take in (front.take, lambda: front.take_within(LONG, 32, 1), lambda: front.exchange(0, LONG, 32, 1)):
         with pytest.raises(RingError, match="rsp_prod"):
             take()
     assert front.outstanding == 0
@@ -251,3 +251,18 @@ def test_a_slot_has_a_size() -> None:
 def test_a_ring_is_writable_memory() -> None:
     with pytest.raises(BufferError):
         BackRing(memoryview(bytes(4096)), 112, 16)      # type: ignore[arg-type]
+
+
+def test_an_exchange_is_a_send_and_a_take() -> None:
+    front, back, _ = ring()
+    front.requests[0:8] = b"question"
+    assert front.exchange(2, 1000, 1) == 0                  # sent, and nobody has answered
+    assert back.exchange(0, LONG, 2) == 2 and bytes(back.requests[0:8]) == b"question"
+    back.responses[0:6] = b"answer"
+    assert back.exchange(2, 1000, 1) == 0                   # answered, and there are no more
+    assert front.exchange(3, LONG, 2, 2) == 2 and bytes(front.responses[0:6]) == b"answer"
+    assert (back.take(), front.outstanding) == (3, 3)
+    with pytest.raises(ValueError, match="more requests"):
+        front.exchange(30, 1000)
+    with pytest.raises(ValueError, match="more responses"):
+        back.exchange(4, 1000)

@@ -23,7 +23,7 @@ from miniguest.ring.abi.ioreq import (
 )
 from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from miniguest.ring.events import HYPERVISOR_SIDE
-from miniguest.ring.loop import DOORBELL, PENDING
+from miniguest.ring.loop import PENDING
 from miniguest.ring.memory import SHUTDOWN_OFFSET
 from miniguest.ring.process import Process
 
@@ -58,10 +58,7 @@ class PlayedVcpu:
         deadline = time.monotonic() + SECONDS
         while self.slot.state != STATE_IORESP_READY:
             assert time.monotonic() < deadline, "no answer"
-            woke = self.process.loop.upcall.wait(100_000_000, self.slot)
-            if woke & DOORBELL:
-                self.process.events.doorbell.drain()
-            if woke & PENDING:
+            if self.process.loop.upcall.wait(100_000_000, self.slot) & PENDING:
                 self.process.loop.collect()
             if self.shutdown not in (0, 1 + SHUTDOWN_reboot):
                 return None

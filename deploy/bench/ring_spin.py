@@ -61,19 +61,16 @@ class SpinningRing:
         half = ring.slots // 2
         requested, answers = self._kind.request_ids(ring.requests), self._kind.response_ids(ring.responses)
         half_requested, half_answers = requested[:half], answers[:half]
-        take, respond = ring.take_within, ring.respond
+        exchange = ring.exchange
 
         def serve(over: Flag) -> None:
-            while True:
-                count = take(SPIN, half, half)
+            count = 0
+            while count or not over:
+                count = exchange(count, SPIN, half, half)
                 if count == half:
                     half_answers[...] = half_requested
-                    respond(count)
-                elif count:
+                else:
                     answers[:count] = requested[:count]
-                    respond(count)
-                elif over:
-                    return
 
         return serve
 
@@ -84,17 +81,16 @@ class SpinningRing:
         ids = numpy.arange(half, dtype=self._kind.id_type)
         requests = self._kind.request_ids(ring.requests)[:half]
         answers = self._kind.response_ids(ring.responses)[:half]
-        take, send, clock = ring.take_within, ring.send, time.perf_counter
+        exchange, take, clock = ring.exchange, ring.take_within, time.perf_counter
 
         def drive(seconds: float) -> tuple[int, float]:
             done, batches = 0, 0
             start = now = clock()
             requests[...] = ids
-            send(half)
+            ring.send(half)
             while now - start < seconds:
                 requests[...] = ids
-                send(half)
-                count = take(SPIN, half, half)
+                count = exchange(half, SPIN, half, half)
                 while count < half:             # somebody else had the other core
                     count += take(SPIN, half - count, half - count)
                 done += half

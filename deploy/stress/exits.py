@@ -14,7 +14,7 @@ from miniguest.ring.abi.ioreq import IOREQ_TYPE_PIO, STATE_IORESP_READY
 from miniguest.ring.events import HYPERVISOR_SIDE, Port
 from miniguest.ring.exits import ExitCounters, ExitKind, exits_path
 from miniguest.ring.lines import LineDriver, LineWatcher
-from miniguest.ring.loop import DOORBELL, PENDING
+from miniguest.ring.loop import PENDING
 from miniguest.ring.process import Process
 
 VCPU: Final = 1                         # domains
@@ -30,7 +30,7 @@ class AskingVcpu:
 
     def __init__(self, process: Process, port: Port, seed: int) -> None:
         memory = process.memory(VCPU)
-        self.loop, self.drain, self.port = process.loop, process.events.doorbell.drain, port
+        self.loop, self.port = process.loop, port
         self.stirring = Stirring(process, seed, True)
         self.random = random.Random(seed)
         self.slot = _core.IoreqSlot(memory.frame(memory.special("ioreq")), 0)
@@ -84,10 +84,7 @@ class AskingVcpu:
         if self.path.woken:
             self.port.finish(self.path.woken)
         while self.slot.state != STATE_IORESP_READY:
-            woke = self.loop.upcall.wait(-1, self.slot)
-            if woke & DOORBELL:
-                self.drain()
-            if woke & PENDING:
+            if self.loop.upcall.wait(-1, self.slot) & PENDING:
                 self.loop.collect()
         return self.path.finish()
 
