@@ -4,7 +4,6 @@ One u64 a line: how often it changed, so that bit 0 is its level. A reader that 
 an edge (XEN_DMOP_set_isa_irq_level and set_pci_intx_level do this as hypercalls). Lines 0..15 are the ISA IRQs.
 One writer a line.
 """
-from collections.abc import Iterator
 from typing import Final
 
 from miniguest.ring import _core
@@ -32,21 +31,25 @@ class LineWatcher:
     """The vCPU's end."""
 
     def __init__(self, page: memoryview) -> None:
-        self._page = page
-        self._seen = bytes(ISA_LINES * 8)
+        self._counts = page[: ISA_LINES * 8].cast("Q")
+        self._seen = [0] * ISA_LINES
 
-    def changes(self) -> Iterator[tuple[int, bool]]:
+    def changes(self) -> list[tuple[int, bool]]:
         """(line, level) of the changes since the last call; a change and back again is told as both.
 
         At most three are told of a line, which hold an edge each way whenever there was one.
         """
-        now = bytes(self._page[: ISA_LINES * 8])
+        now = self._counts.tolist()
         if now == self._seen:
-            return
+            return []
         before, self._seen = self._seen, now
-        for line in range(ISA_LINES):
-            count = int.from_bytes(now[line * 8 : line * 8 + 8], "little")
-            delta = count - int.from_bytes(before[line * 8 : line * 8 + 8], "little")
-            told = delta if 0 <= delta <= 2 else 2 + (delta & 1)
-            for back in range(told - 1, -1, -1):
-                yield line, bool(count - back & 1)
+        return [
+            (line, bool(count - back & 1))
+            for line, (count, seen) in enumerate(zip(now, before, strict=True)) if count != seen
+            for back in reversed(range(_told(count - seen)))
+        ]
+
+
+def _told(changes: int) -> int:
+    """How many of so many changes are told. A count that went back is a writer's that started anew."""
+    return changes if 0 <= changes <= 2 else 2 + (changes & 1)
