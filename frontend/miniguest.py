@@ -243,8 +243,8 @@ class MiniGuest:
         self._tell()
 
     def _tell(self) -> None:
-        """Have the vCPU look at lines and messages. While a request is answered it waits for the answer, and looks after it."""
-        if not self._requests.answering:
+        """Have the vCPU look at lines and messages. In the middle of an exit it does so by itself, after the exit."""
+        if not self._requests.looks_later(0):
             self._process.events.kick(self._target, HYPERVISOR_SIDE)
 
     def drain(self) -> None:

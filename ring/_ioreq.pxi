@@ -79,6 +79,9 @@ cdef class IoreqSlot(IoreqWatch):
     cdef inline uint64_t _finish(self) noexcept nogil:
         cdef uint64_t data = self.slot.data    # `wait` loaded the state with acquire, so the data is the answer's
         st8(self.state_at, STATE_NONE)
+        # Full barrier: without it the looks at lines and messages that follow could pass this store. A device model that
+        # changed one and then saw the answer not taken (IoreqServer.looks_later) would not kick, and we had looked before.
+        mb()
         return data
 
     def take(self):

@@ -42,6 +42,15 @@ cdef class IoreqServer(IoreqWatch):
                 return vcpu
         return self.vcpus
 
+    def looks_later(self, uint32_t vcpu):
+        """Whether `vcpu` is going to look at lines, messages and frames without being told: it is within an exit."""
+        if vcpu >= self.vcpus:
+            raise IndexError(vcpu)
+        # Full barrier: without it our look at the state could pass the store of what is to be looked at; a vCPU that took
+        # its answer and then looked could have missed it, and we would take it for one that has not looked yet.
+        mb()
+        return ld8(self._state(vcpu)) & 15 != STATE_NONE
+
     cdef bint hit(self) noexcept nogil:
         # What the device model waits for while it answers is something else.
         return not self.answering and self._next() != self.vcpus

@@ -193,6 +193,27 @@ def test_what_is_to_be_done_before_the_answer_is_done_once(ends: Ends) -> None:
     assert ends.seen == [("reset",)]
 
 
+def test_a_vcpu_within_an_exit_looks_later(ends: Ends) -> None:
+    ends.row(ExitKind.PIO_IN, 0x80, 1)
+    ends.path.channel = ends.channel
+    later: list[bool] = []
+
+    def read() -> int:
+        later.append(ends.server.looks_later(0))
+        return 1
+
+    ends.server.readers[access_key(IOREQ_TYPE_PIO, 0x80, 1)] = read
+    assert not ends.server.looks_later(0)
+    ends.path.run(ExitKind.PIO_IN, 0x80, 1)
+    assert ends.server.looks_later(0), "it has asked"
+    ends.serve()
+    assert later == [True] and ends.server.looks_later(0), "it has not taken the answer"
+    ends.path.finish()
+    assert not ends.server.looks_later(0)
+    with pytest.raises(IndexError):
+        ends.server.looks_later(1)
+
+
 def test_a_server_that_sleeps_is_to_be_rung_for(ends: Ends) -> None:
     ends.row(ExitKind.PIO_IN, 0x80, 1)
     ends.path.channel = ends.channel
