@@ -30,9 +30,10 @@ class Claims(Protocol):
     """Who is told what ranges this bus answers: the hypervisor, so that their exits come here.
 
     map: HypercallError when some of the range is another's. frame: the first frame that the guest reads there instead.
+    buffered: the guest does not wait for its writes there.
     """
 
-    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0) -> None: ...
+    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0, buffered: bool = False) -> None: ...
     def unmap(self, kind: int, start: int, end: int) -> None: ...
 
 
@@ -136,14 +137,18 @@ class Bus:
         self._settle(attached)
         return attached
 
-    def attach(self, kind: int, start: int, count: int, attached: Attached, window: Device | None = None, frame: int = 0) -> bool:
+    def attach(
+        self, kind: int, start: int, count: int, attached: Attached, window: Device | None = None, frame: int = 0,
+        buffered: bool = False,
+    ) -> bool:
         """`attached` answers `count` ports or bytes from `start` on, through `window` when that is given.
 
-        frame: where the guest may read the same without asking (see miniguest.ring.ranges).
+        frame: where the guest may read the same without asking; buffered: it does not wait for its writes (see
+        miniguest.ring.ranges).
         False when it cannot, for another device does: a guest may put a PCI function's range anywhere.
         """
         try:
-            self._claims.map(kind, start, start + count - 1, attached.name, frame)
+            self._claims.map(kind, start, start + count - 1, attached.name, frame, buffered)
         except HypercallError as error:
             log.warning("%s", error)
             return False

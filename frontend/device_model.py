@@ -62,7 +62,12 @@ class DeviceModel:
         return True
 
     def take_up(self, platform: Platform, engine: Engine) -> None:
-        """What it did: lines that it drove, messages that it sent, frames that it wrote."""
+        """What it did: lines that it drove, messages that it sent, frames that it wrote. It is rung for, if it sleeps
+        and a write was buffered."""
+        if self.path.unrung:
+            self._port.finish(self.path.unrung)
+            self.path.unrung = 0
+            self.path.channel = self._port.channel
         for line, level in self._lines.changes():
             platform.pic.set_line(line, level)
         for vector in self._messages.take():

@@ -81,7 +81,7 @@ class ExitRoutes:
             claimed = self._ranges.find(SPACE[kind], address)
             row = self._counters.row(kind, claimed.name if claimed else UNCLAIMED, address, size)
             route = Route(row, claimed=claimed is not None)
-            self._path.add(kind, address, size, row, route.claimed)
+            self._path.add(kind, address, size, row, route.claimed, claimed is not None and claimed.buffered)
         if len(self._routes) < ROUTES:
             self._routes[kind, address, size] = route
         return route

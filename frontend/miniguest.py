@@ -29,6 +29,7 @@ from miniguest.ring.abi.ioreq import (
 )
 from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from miniguest.ring.card_counters import CardCounters, card_counters_path
+from miniguest.ring.errors import RingError
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.grants import Grants
 from miniguest.ring.guest_clock import GuestClock
@@ -55,7 +56,8 @@ class MiniGuest:
         self._process = process
         self._target = target
         memory = process.memory(target)
-        self._requests = _core.IoreqServer(memory.frame(memory.special("ioreq")), vcpus)
+        ioreq, buffered = (memory.frame(memory.special(name)) for name in ("ioreq", "bufioreq"))
+        self._requests = _core.IoreqServer(ioreq, buffered, vcpus)
         for index in range(vcpus):
             self._bind_ioreq(memory, index)
         process.loop.on_watch(self._requests, self._serve)
@@ -149,7 +151,10 @@ class MiniGuest:
 
     def _serve(self) -> None:
         read, write = (self._read_in_step, self._write_in_step) if self._in_step else (self._bus.read, self._bus.write)
-        self._requests.serve(self._process.loop.upcall, read, write, self._other)
+        try:
+            self._requests.serve(self._process.loop.upcall, read, write, self._other)
+        except RingError as error:
+            self._crash(str(error))
         self._console.feed()
 
     def _hold(self, waiting: Callable[[], bool]) -> None:
@@ -248,7 +253,8 @@ class MiniGuest:
             self._process.events.kick(self._target, HYPERVISOR_SIDE)
 
     def drain(self) -> None:
-        """Get rid of the console's last words."""
+        """Do what was buffered last, and get rid of the console's last words."""
+        self._serve()
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._console.pending and time.monotonic() < deadline:
             self._process.loop.turn(0.05)

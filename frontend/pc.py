@@ -94,8 +94,9 @@ class Pc:
         return attached
 
     def _place(self, attached: Attached, ports: Sequence[tuple[int, int, Device]]) -> None:
+        buffered = isinstance(attached.device, Model) and attached.device.buffered
         for start, count, window in ports:
-            self._around.bus.attach(PORT, start, count, attached, window)
+            self._around.bus.attach(PORT, start, count, attached, window, buffered=buffered)
 
     # -- PCI
     def _pci(self, around: Surroundings) -> None:

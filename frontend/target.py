@@ -30,9 +30,11 @@ class HypervisorClaims:
         self._call = process.hypercalls.call
         self._target = target
 
-    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0) -> None:
+    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0, buffered: bool = False) -> None:
         """Claim a range."""
-        self._call("map_io_range", domid=self._target, kind=kind, start=start, end=end, name=name, frame=frame)
+        self._call(
+            "map_io_range", domid=self._target, kind=kind, start=start, end=end, name=name, frame=frame, buffered=int(buffered)
+        )
 
     def unmap(self, kind: int, start: int, end: int) -> None:
         """Give it up."""

@@ -22,6 +22,7 @@ cdef extern from *:
     static inline uint64_t xchg64(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
     static inline uint64_t or64(uint64_t *p, uint64_t v) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
     static inline uint64_t and64(uint64_t *p, uint64_t v) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }
+    static inline uint32_t add32(uint32_t *p, uint32_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
     static inline int cas8(uint8_t *p, uint8_t *old, uint8_t v)
     { return __atomic_compare_exchange_n(p, old, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE); }
     static inline int cas16(uint16_t *p, uint16_t *old, uint16_t v)
@@ -61,6 +62,7 @@ cdef extern from *:
     uint64_t xchg64(uint64_t *, uint64_t) noexcept nogil
     uint64_t or64(uint64_t *, uint64_t) noexcept nogil
     uint64_t and64(uint64_t *, uint64_t) noexcept nogil
+    uint32_t add32(uint32_t *, uint32_t) noexcept nogil
     bint cas8(uint8_t *, uint8_t *, uint8_t) noexcept nogil
     bint cas16(uint16_t *, uint16_t *, uint16_t) noexcept nogil
     bint cas32(uint32_t *, uint32_t *, uint32_t) noexcept nogil

@@ -79,20 +79,22 @@ cpdef enum:                    # what ExitPath.run answers
 cdef struct Route:
     uint64_t key               # 0: free
     uint32_t row
-    uint32_t claimed
+    bint claimed
+    bint buffered
 
 
 cdef class ExitPath:
     """The way of a frequent exit to its device model and back, without the interpreter.
 
-    slot: the vCPU's. upcall: its hypervisor's side. table: its counters. lines, modified, ranges, info: the frames
-    irq_lines, modified, ranges and hypervisor_info (miniguest.ring.memory). `run` knows the exits that `add` named, until
-    the ranges change; any other is the interpreter's, as is whatever took place besides.
+    slot: the vCPU's. upcall: its hypervisor's side. table: its counters. lines, modified, ranges, info, buffered: the frames
+    irq_lines, modified, ranges, hypervisor_info and bufioreq (miniguest.ring.memory). `run` knows the exits that `add` named,
+    until the ranges change; any other is the interpreter's, as is whatever took place besides.
     """
     cdef IoreqSlot slot
     cdef Upcall upcall
     cdef ExitTable table
     cdef Shared lines, modified, ranges, info
+    cdef BufferedPage buffered
     cdef public Channel channel                # to the device model; None while there is none
     cdef uint64_t news[NEWS]
     cdef uint64_t written
@@ -102,9 +104,11 @@ cdef class ExitPath:
     cdef uint32_t row
     cdef uint64_t started_ns
     cdef readonly int woken                    # after EXIT_STARTED: what Channel.send said
+    cdef public int unrung                     # after EXIT_NEWS: what it said of a buffered write, and nobody has rung yet
 
     def __init__(self, IoreqSlot slot not None, Upcall upcall not None, ExitTable table not None,
-                 lines, modified, ranges, info):
+                 lines, modified, ranges, info, buffered):
+        self.buffered = BufferedPage(buffered)
         self.slot, self.upcall, self.table = slot, upcall, table
         self.lines, self.modified, self.ranges, self.info = Shared(lines), Shared(modified), Shared(ranges), Shared(info)
         if min(self.lines.size, self.modified.size, self.ranges.size, self.info.size) < PAGE:
@@ -128,9 +132,9 @@ cdef class ExitPath:
         self.used = 0
         self.version = version
 
-    def add(self, uint8_t kind, uint64_t address, uint8_t size, uint32_t row, bint claimed):
+    def add(self, uint8_t kind, uint64_t address, uint8_t size, uint32_t row, bint claimed, bint buffered=False):
         """Exits of this kind, address and size (bytes) are counted on `row`; the device model answers those that are
-        claimed, and nobody the others. Nothing happens when there is no room."""
+        claimed, and nobody the others. Writes that are buffered are not waited for. Nothing happens when there is no room."""
         cdef Route *route
         if row >= self.table.capacity:
             raise ValueError(f"no row {row}")
@@ -141,6 +145,7 @@ cdef class ExitPath:
             route.key = route_key(kind, address, size)
             route.row = row
             route.claimed = claimed
+            route.buffered = buffered and kind & 1
 
     cdef inline Route *_find(self, uint64_t key) noexcept nogil:
         """A key's route, or the free one where it would be: half of them are free, so there is one."""
@@ -155,12 +160,16 @@ cdef class ExitPath:
         cdef bint reads = (kind & 1) == 0
         if route.key == 0 or <int64_t>ld64(<uint64_t *>self.ranges.at) != self.version:
             return EXIT_UNKNOWN
-        if route.claimed == 0:
+        if not route.claimed:
             value[0] = ones
             self.table._count(route.row, 1, monotonic_ns() - start)
             return EXIT_DONE
         if self.channel is None:
             return EXIT_UNKNOWN
+        if route.buffered and self.buffered._put(TYPE_PIO if kind < 2 else TYPE_COPY, address, size, <uint32_t>value[0]):
+            self.table._count(route.row, 1, monotonic_ns() - start)
+            self.unrung = self.channel._send()
+            return EXIT_NEWS if self.unrung else EXIT_DONE
         self.slot._start(TYPE_PIO if kind < 2 else TYPE_COPY, address, 0 if reads else value[0] & ones, 1, size,
                          reads << 5)
         self.woken = self.channel._send()
@@ -189,7 +198,7 @@ cdef class ExitPath:
     def run(self, int kind, uint64_t address, int size, uint64_t value=0):
         """One exit: (EXIT_DONE, EXIT_NEWS, EXIT_STARTED or EXIT_UNKNOWN; the value read).
 
-        EXIT_NEWS: answered, and lines, messages, frames or a shutdown are to be looked at. EXIT_STARTED: the device model
+        EXIT_NEWS: answered, and lines, messages, frames, a shutdown or `unrung` are to be looked at. EXIT_STARTED: the device model
         has been asked, `woken` says whether it is yet to be rung for, and `finish` is to be called once it has answered.
         """
         if size not in (1, 2, 4, 8):

@@ -5,8 +5,10 @@ cdef enum:
 
 
 cdef class IoreqServer(IoreqWatch):
-    """The slots of `vcpus` vCPUs in the ioreq page (hvm/ioreq.h), as their device model sees them."""
+    """The slots of `vcpus` vCPUs in the ioreq page (hvm/ioreq.h), as their device model sees them, and the page of buffered
+    requests."""
     cdef Ioreq *slots
+    cdef BufferedPage buffered
     cdef readonly uint32_t vcpus
     cdef list ports
     cdef list channels
@@ -15,7 +17,8 @@ cdef class IoreqServer(IoreqWatch):
     cdef public dict readers, writers
     cdef public object before_answer           # called, once, when what is asked has been done, before it is answered
 
-    def __init__(self, page, uint32_t vcpus):
+    def __init__(self, page, buffered, uint32_t vcpus):
+        self.buffered = BufferedPage(buffered)
         if vcpus * IOREQ_SIZE > self.size:
             raise ValueError(f"no {vcpus} slots in {self.size} bytes")
         self.slots = <Ioreq *>self.at
@@ -53,7 +56,10 @@ cdef class IoreqServer(IoreqWatch):
 
     cdef bint hit(self) noexcept nogil:
         # What the device model waits for while it answers is something else.
-        return not self.answering and self._next() != self.vcpus
+        return not self.answering and self._busy()
+
+    cdef inline bint _busy(self) noexcept nogil:
+        return self._next() != self.vcpus or self.buffered._count() != 0
 
     def serve(self, Upcall upcall not None, read, write, other):
         """Answer what is asked, and what comes soon after; the number of requests.
@@ -61,22 +67,47 @@ cdef class IoreqServer(IoreqWatch):
         read(type, address, size) -> value, write(type, address, size, value): one access of 1, 2, 4 or 8 bytes that is not
         in `readers` or `writers`; the types are 0 for ports and 1 for memory. other(vcpu, request): any other request, as
         IoreqSlot.take gives it; its answer, or None: it gets none, the vCPU has lied. Ends early when `upcall` has
-        something pending.
+        something pending. RingError when the page of buffered requests lies.
         """
         cdef uint32_t answered = 0, vcpu
         while answered < ANSWERS:
-            vcpu = self._next()
-            if vcpu == self.vcpus:
+            if not self._busy():
                 if not self._linger(upcall):
                     break
                 continue
             self.answering = True
             try:
-                self._serve_one(vcpu, read, write, other)
+                # The state first: what its vCPU has buffered before it asked comes before what it asks.
+                vcpu = self._next()
+                answered += self._take_buffered(write)
+                if vcpu != self.vcpus:
+                    self._serve_one(vcpu, read, write, other)
+                    answered += 1
             finally:
                 self.answering = False
-            answered += 1
         return answered
+
+    cdef uint32_t _take_buffered(self, write) except 0xffffffff:
+        """Do what was buffered; the number of writes."""
+        cdef uint64_t key
+        if self.buffered._count() == 0:
+            return 0
+        writes = self.buffered.take()
+        for type, address, size, data in writes:
+            key = <uint64_t>address << 5 | <uint64_t>type << 4 | <uint64_t>size
+            known = self.writers.get(key) if type <= TYPE_COPY else None
+            if known is None:
+                write(type, address, size, data)
+            else:
+                known(data)
+        self._before_answer()
+        return len(writes)
+
+    cdef int _before_answer(self) except -1:
+        if self.before_answer is not None:
+            before, self.before_answer = self.before_answer, None
+            before()
+        return 0
 
     cdef int _serve_one(self, uint32_t vcpu, read, write, other) except -1:
         cdef uint8_t *state = self._state(vcpu)
@@ -109,9 +140,7 @@ cdef class IoreqServer(IoreqWatch):
                 cas8(state, &bits, STATE_NONE)
                 return 0
             answer = answered
-        if self.before_answer is not None:
-            before, self.before_answer = self.before_answer, None
-            before()
+        self._before_answer()
         (self.slots + vcpu).data = answer
         st8(state, (bits & 0xf0) | STATE_RESP_READY)           # release: without it the vCPU could see the state before the data
         return self._tell(vcpu)
@@ -128,7 +157,7 @@ cdef class IoreqServer(IoreqWatch):
         """Whether a request comes soon."""
         cdef uint64_t until = 0
         cdef int k = 0
-        while self._next() == self.vcpus:
+        while not self._busy():
             cpu_pause()
             k += 1
             if k & 15:

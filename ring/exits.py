@@ -70,10 +70,10 @@ class ExitCounters:
 
     def path(self, slot: _core.IoreqSlot, upcall: _core.Upcall, memory: Memory) -> _core.ExitPath:
         """The compiled way of exits to the device model, counted here. memory: the domain's."""
-        lines, modified, ranges, info = (
-            memory.frame(memory.special(name)) for name in ("irq_lines", "modified", "ranges", "hypervisor_info")
+        lines, modified, ranges, info, buffered = (
+            memory.frame(memory.special(name)) for name in ("irq_lines", "modified", "ranges", "hypervisor_info", "bufioreq")
         )
-        return _core.ExitPath(slot, upcall, self._table, lines, modified, ranges, info)
+        return _core.ExitPath(slot, upcall, self._table, lines, modified, ranges, info, buffered)
 
     def row(self, kind: ExitKind, device: str, address: int, size: int) -> int:
         """A new row. When the table is full everything else is counted on its last row."""

@@ -2,8 +2,9 @@
 
 XEN_DMOP_map_io_range_to_ioreq_server's table (hvm/dm_op.h), with the device's name so that exits can be attributed.
 Layout: u64 version (odd while it is being written), u64 count, then entries of 40 bytes:
-start u64, end u64 (inclusive), kind u8 (0 port, 1 memory), server u8, name char[18], frame u32. `frame` is not 0 for
-memory that the guest reads and executes without an exit: the first of the domain's frames that are to appear there.
+start u64, end u64 (inclusive), kind u8 (bit 0: 0 port, 1 memory; bit 7: writes are buffered), server u8, name char[18],
+frame u32. `frame` is not 0 for memory that the guest reads and executes without an exit: the first of the domain's frames
+that are to appear there.
 """
 import struct
 from bisect import bisect_right
@@ -17,6 +18,7 @@ PORT: Final = 0
 MEMORY: Final = 1
 _ENTRY: Final = struct.Struct("<QQBB18sI")
 _START: Final = 16
+_BUFFERED: Final = 1 << 7
 CAPACITY: Final = (4096 - _START) // _ENTRY.size
 
 
@@ -24,7 +26,8 @@ CAPACITY: Final = (4096 - _START) // _ENTRY.size
 class Range:
     """Addresses `start` to `end`, both included, that `server` answers for the device `name`.
 
-    With a `frame`, the guest finds read-only memory there, the domain's frames from that one on.
+    With a `frame`, the guest finds read-only memory there, the domain's frames from that one on. buffered: the guest does
+    not wait for writes there.
     """
 
     kind: int
@@ -33,6 +36,7 @@ class Range:
     name: str
     server: int = 0
     frame: int = 0
+    buffered: bool = False
 
     def overlaps(self, other: "Range") -> bool:
         """Whether both claim some address."""
@@ -47,7 +51,8 @@ def write_ranges(page: memoryview, ranges: list[Range]) -> None:
     _core.store64(page, 0, version | 1)
     for index, item in enumerate(ranges):
         name = item.name.encode("ascii", "replace")[:17]
-        _ENTRY.pack_into(page, _START + index * _ENTRY.size, item.start, item.end, item.kind, item.server, name, item.frame)
+        kind = item.kind | _BUFFERED * item.buffered
+        _ENTRY.pack_into(page, _START + index * _ENTRY.size, item.start, item.end, kind, item.server, name, item.frame)
     _core.store64(page, 1, len(ranges))
     _core.store64(page, 0, (version | 1) + 1)
 
@@ -73,8 +78,8 @@ class Ranges:
         self.version = version
         for kind in (PORT, MEMORY):
             ranges = [
-                Range(kind, start, end, name.rstrip(b"\0").decode("ascii", "replace"), server, frame)
-                for start, end, of, server, name, frame in found if of == kind
+                Range(kind, start, end, name.rstrip(b"\0").decode("ascii", "replace"), server, frame, bool(of & _BUFFERED))
+                for start, end, of, server, name, frame in found if of & ~_BUFFERED == kind
             ]
             ranges.sort(key=lambda item: item.start)
             self._ranges[kind][:] = ranges

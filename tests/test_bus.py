@@ -65,7 +65,7 @@ class World:
         self.lines = InterruptLines(lambda line, level: self.changes.append((line, level)))
         self.bus = Bus(self, self.lines, self, self, lambda: self.now)      # type: ignore[arg-type]
 
-    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0) -> None:
+    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0, buffered: bool = False) -> None:
         if any(k == kind and start <= e and s <= end for k, s, e in self.claimed):
             raise HypercallError("EEXIST", "claimed")
         self.claimed.append((kind, start, end))

@@ -21,6 +21,7 @@ from miniguest.ring._core import (
 )
 from miniguest.ring.abi.ioreq import IOREQ_READ, IOREQ_TYPE_COPY, IOREQ_TYPE_PIO, IOREQ_WRITE
 from miniguest.ring.exits import ExitKind
+from miniguest.ring.loop import WATCHED
 
 FRAME = 4096
 PORT = 7                        # both ends' number
@@ -44,13 +45,13 @@ class Ends:
     """Both ends of one vCPU's slot, in this process."""
 
     def __init__(self) -> None:
-        self.page, self.lines, self.modified, self.ranges, self.info = (bytearray(FRAME) for _ in range(5))
+        self.page, self.lines, self.modified, self.ranges, self.info, self.buffered = (bytearray(FRAME) for _ in range(6))
         self.vcpu_pages, self.model_pages = bytearray(2 * FRAME), bytearray(2 * FRAME)
         self.slot = IoreqSlot(self.page, 0)
         self.upcall = Upcall(memoryview(self.vcpu_pages)[FRAME:], 0)
         self.upcall.spin_ns = 0                     # nobody answers while we wait
         self.table = ExitTable(bytearray(64 * 64))
-        self.path = ExitPath(self.slot, self.upcall, self.table, self.lines, self.modified, self.ranges, self.info)
+        self.path = ExitPath(self.slot, self.upcall, self.table, self.lines, self.modified, self.ranges, self.info, self.buffered)
         self.path.clear(0)
         local, remote = bytearray(4096 * 8), bytearray(4096 * 8)
         store64(local, PORT, PORT << 32 | 2 << 16 | 2)
@@ -58,7 +59,7 @@ class Ends:
         self.channel = Channel(local, PORT, 1, remote, PORT, 2, self.model_pages)
         self.model_upcall = Upcall(memoryview(self.model_pages)[:FRAME], 0)
         self.model_upcall.bind(PORT)
-        self.server = IoreqServer(self.page, 1)
+        self.server = IoreqServer(self.page, self.buffered, 1)
         self.port = FakePort()
         self.server.connect(0, self.port)
         self.seen: list[tuple[object, ...]] = []
@@ -214,6 +215,59 @@ def test_a_vcpu_within_an_exit_looks_later(ends: Ends) -> None:
         ends.server.looks_later(1)
 
 
+BUFFERED = [(ExitKind.PIO_OUT, IOREQ_TYPE_PIO), (ExitKind.MMIO_WRITE, IOREQ_TYPE_COPY)]
+
+
+@pytest.mark.parametrize(("kind", "type_"), BUFFERED)
+def test_a_buffered_write_is_not_waited_for(ends: Ends, kind: ExitKind, type_: int) -> None:
+    row = ends.row(kind, 0x402, 2)
+    ends.path.add(kind, 0x402, 2, row, True, True)
+    ends.path.channel = ends.channel
+    ends.model_upcall.hush(ends.server, PORT)
+    for value in (0x11234, 0x5678):
+        assert ends.path.run(kind, 0x402, 2, value) == (EXIT_DONE, value)
+    assert ends.state() == NONE and ends.path.unrung == 0 and ends.model_upcall.wait(0, ends.server) & WATCHED
+    ends.server.writers[access_key(type_, 0x402, 2)] = lambda value: ends.seen.append((value,))
+    assert ends.serve() == 2 and ends.seen == [(0x1234,), (0x5678,)]
+    assert ends.serve() == 0 and not ends.model_upcall.wait(0, ends.server) & WATCHED
+
+
+def test_what_was_buffered_comes_before_what_is_asked_then(ends: Ends) -> None:
+    ends.path.add(ExitKind.PIO_OUT, 0x80, 1, ends.row(ExitKind.PIO_OUT, 0x80, 1), True, True)
+    ends.row(ExitKind.PIO_IN, 0x80, 1)
+    ends.path.channel = ends.channel
+    ends.path.run(ExitKind.PIO_OUT, 0x80, 1, 7)
+    assert ends.path.run(ExitKind.PIO_IN, 0x80, 1)[0] == EXIT_STARTED
+    assert ends.serve() == 2
+    assert ends.seen == [("write", IOREQ_TYPE_PIO, 0x80, 1, 7), ("read", IOREQ_TYPE_PIO, 0x80, 1)]
+
+
+def test_a_buffered_write_wakes_a_device_model_that_sleeps(ends: Ends) -> None:
+    ends.path.add(ExitKind.PIO_OUT, 0x80, 1, ends.row(ExitKind.PIO_OUT, 0x80, 1), True, True)
+    ends.path.channel = ends.channel
+    ends.model_upcall.leave()
+    assert ends.path.run(ExitKind.PIO_OUT, 0x80, 1, 7)[0] == EXIT_NEWS and ends.path.unrung == 1
+    ends.path.unrung = 0
+    assert ends.path.run(ExitKind.PIO_OUT, 0x80, 1, 8)[0] == EXIT_DONE and ends.path.unrung == 0, "it was told already"
+    assert ends.serve() == 2
+
+
+@pytest.mark.parametrize(("address", "size", "times"), [(0x80, 1, 511), (1 << 20, 4, 0), (0x80, 8, 0)])
+def test_what_does_not_fit_the_page_is_waited_for(ends: Ends, address: int, size: int, times: int) -> None:
+    ends.path.add(ExitKind.MMIO_WRITE, address, size, ends.row(ExitKind.MMIO_WRITE, address, size), True, True)
+    ends.path.channel = ends.channel
+    for _ in range(times):
+        assert ends.path.run(ExitKind.MMIO_WRITE, address, size, 1)[0] == EXIT_DONE
+    assert ends.path.run(ExitKind.MMIO_WRITE, address, size, 1)[0] == EXIT_STARTED
+    assert ends.serve() == times + 1 and len(ends.seen) == times + 1
+
+
+def test_reads_are_waited_for_wherever_they_are(ends: Ends) -> None:
+    ends.path.add(ExitKind.PIO_IN, 0x80, 1, ends.row(ExitKind.PIO_IN, 0x80, 1), True, True)
+    ends.path.channel = ends.channel
+    assert ends.path.run(ExitKind.PIO_IN, 0x80, 1)[0] == EXIT_STARTED
+
+
 def test_a_server_that_sleeps_is_to_be_rung_for(ends: Ends) -> None:
     ends.row(ExitKind.PIO_IN, 0x80, 1)
     ends.path.channel = ends.channel
@@ -327,7 +381,7 @@ def test_a_device_that_raises_leaves_nobody_answering(ends: Ends) -> None:
 
 def test_slots_beyond_the_page() -> None:
     with pytest.raises(ValueError, match="129"):
-        IoreqServer(bytearray(FRAME), 129)
+        IoreqServer(bytearray(FRAME), bytearray(FRAME), 129)
 
 
 def test_rows_and_sizes_that_are_not_there(ends: Ends) -> None:
@@ -336,7 +390,7 @@ def test_rows_and_sizes_that_are_not_there(ends: Ends) -> None:
     with pytest.raises(ValueError, match="3 bytes"):
         ends.path.run(ExitKind.PIO_IN, 0x80, 3)
     with pytest.raises(ValueError, match="frame"):
-        ExitPath(ends.slot, ends.upcall, ends.table, bytearray(8), ends.modified, ends.ranges, ends.info)
+        ExitPath(ends.slot, ends.upcall, ends.table, bytearray(8), ends.modified, ends.ranges, ends.info, ends.buffered)
 
 
 def test_a_full_table_leaves_the_rest_to_the_interpreter(ends: Ends) -> None:

@@ -263,7 +263,7 @@ class Machine:
         self.pc = self.make()
 
     # what it is plugged into
-    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0) -> None:
+    def map(self, kind: int, start: int, end: int, name: str, frame: int = 0, buffered: bool = False) -> None:
         if any(k == kind and start <= e and s <= end for k, s, e in self.claimed):
             raise HypercallError("EEXIST", "claimed")
         self.claimed[kind, start, end] = name, frame

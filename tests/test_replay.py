@@ -347,7 +347,7 @@ def test_a_recording_that_timed_out_times_out_again(place: Path) -> None:
     (place / "spin.img").write_bytes(assemble(place, "1: hlt\njmp 1b").ljust(1 << 20, b"\0"))
     (place / "spin.toml").write_text(GUEST.replace("disk.img", "spin.img"))
     (place / "respin.toml").write_text(REPLAY.replace("disk.img", "spin.img").replace('"trace"', '"spin"'))
-    ran = run(place, str(place / "spin.toml"), "--record", str(place / "spin"), "--timeout", "2")
+    ran = run(place, str(place / "spin.toml"), "--record", str(place / "spin"), "--timeout", "5")
     assert (ran.status, ran.guest["ended"]) == (3, "timeout"), ran.stderr
     again = run(place, str(place / "respin.toml"), "--timeout", "60")
     assert (again.status, again.guest["ended"]) == (3, "timeout"), again.stderr

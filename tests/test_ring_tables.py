@@ -1,6 +1,7 @@
 """What a frame tells between device models and vCPUs: I/O ranges, interrupt lines, modified memory. And ioreq slots."""
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ def tables(draw: st.DrawFn) -> list[Range]:
         for start, end in zip(edges[::2], edges[1::2], strict=False):
             name = draw(st.text("abcdef0123", max_size=17))         # as long as there is room for
             server, frame = draw(st.integers(0, 255)), draw(st.sampled_from([0, 0, 1, 0xFFFFFFFF]))
-            found.append(Range(kind, start, end, name, server, frame))
+            found.append(Range(kind, start, end, name, server, frame, draw(st.booleans())))
     return list(draw(st.permutations(found)))
 
 
@@ -56,6 +57,17 @@ def test_what_is_read_without_an_exit_is_memory_with_frames(table: list[Range]) 
     assert seen.refresh()
     wanted = sorted((item for item in table if item.kind == MEMORY and item.frame), key=lambda item: item.start)
     assert seen.read_only_memory() == wanted
+
+
+@pytest.mark.parametrize("kind", [PORT, MEMORY])
+def test_a_range_says_whether_writes_are_buffered(kind: int) -> None:
+    page = frame()
+    ranges = [Range(kind, start, start + 3, "debug", 3, buffered=start == 8) for start in (0, 8, 16)]
+    write_ranges(page, ranges)
+    seen = Ranges(page)
+    assert seen.refresh()
+    assert [seen.find(kind, item.start) for item in ranges] == ranges
+    assert seen.find(1 - kind, 8) is None
 
 
 def test_a_long_name_is_cut_and_the_frame_behind_it_stays() -> None:

@@ -1,7 +1,8 @@
 """Exits that each count: a vCPU's exit path and its device model's server of requests, stirred.
 
-Every read answers how many requests came before it, so that one that was lost, or served twice, shows at once. Now and
-then the vCPU halts until the device model changes an interrupt line: a lost kick is a halt for ever.
+Every read answers how many requests came before it, so that one that was lost, or served twice, shows at once; so does a
+buffered write out of its turn. Now and then the vCPU halts until the device model changes an interrupt line: a lost kick is
+a halt for ever.
 """
 import os
 import random
@@ -19,7 +20,7 @@ from miniguest.ring.process import Process
 
 VCPU: Final = 1                         # domains
 MODEL: Final = 2
-READ, WRITE, HALT, END = 0x10, 0x20, 0x30, 0x40         # ports
+READ, WRITE, HALT, END, BUFFERED = 0x10, 0x20, 0x30, 0x40, 0x50        # ports
 LINE: Final = 5
 HALTS: Final = 16                       # exits from one HALT to the next, on average
 PAUSES: Final = 4                       # and from one pause to the next
@@ -40,6 +41,8 @@ class AskingVcpu:
         self.path.clear(0)
         for kind, address in ((ExitKind.PIO_IN, READ), *((ExitKind.PIO_OUT, port) for port in (WRITE, HALT, END))):
             self.path.add(kind, address, 4, counters.row(kind, "stress", address, 4), True)
+        row = counters.row(ExitKind.PIO_OUT, "stress", BUFFERED, 4)
+        self.path.add(ExitKind.PIO_OUT, BUFFERED, 4, row, True, True)
         self.path.channel = port.channel
         self.lines = LineWatcher(memory.frame(memory.special("irq_lines")))
         self.made = self.edges = self.halts = 0
@@ -53,7 +56,7 @@ class AskingVcpu:
             if self.random.randrange(HALTS) == 0:
                 self.halt()
             elif self.random.random() < 0.5:
-                self.exit(ExitKind.PIO_OUT, WRITE, self.made)
+                self.exit(ExitKind.PIO_OUT, self.random.choice((WRITE, BUFFERED)), self.made)
             elif (said := self.exit(ExitKind.PIO_IN, READ)) != self.made - 1:
                 raise StressError(f"request {self.made - 1} was answered as request {said}")
         self.exit(ExitKind.PIO_OUT, END)
@@ -79,6 +82,9 @@ class AskingVcpu:
         how, answer = self.path.run(kind, address, 4, value)
         if how == _core.EXIT_UNKNOWN:
             raise StressError(f"the exit path does not know port {address:#x}")
+        if self.path.unrung:
+            self.port.finish(self.path.unrung)
+            self.path.unrung = 0
         if how != _core.EXIT_STARTED:
             return answer
         if self.path.woken:
@@ -98,7 +104,8 @@ class ServingModel:
         self.stirring = Stirring(process, seed, True)
         self.random = random.Random(seed)
         self.line = LineDriver(memory.frame(memory.special("irq_lines")))
-        self.server = _core.IoreqServer(memory.frame(memory.special("ioreq")), 1)
+        ioreq, buffered = (memory.frame(memory.special(name)) for name in ("ioreq", "bufioreq"))
+        self.server = _core.IoreqServer(ioreq, buffered, 1)
         self.upcall.hush(self.server, port.number)
         self.server.connect(0, port)
         process.loop.on_watch(self.server, self.serve)

@@ -17,6 +17,7 @@ class DebugPort(Model):
     """`line` gets each line without its end, as bytes; a line longer than LONGEST comes in pieces."""
 
     regs = RegMap(size=1)
+    buffered = True
 
     @dataclass(slots=True)
     class State:

@@ -63,10 +63,12 @@ class Model:
     """Base of every device model: table-driven accessors, state, and the hooks around saving it.
 
     A subclass has `regs`, a slots dataclass `State` with `KIND = (name, version)`, and `self.state`. It calls
-    `self.changed()` after changing state outside `read` and `write`; the wrapper replaces it.
+    `self.changed()` after changing state outside `read` and `write`; the wrapper replaces it. `buffered`: its writes have no
+    effect that a guest could see but by reading from it, so nobody need wait for them.
     """
 
     regs: ClassVar[RegMap]
+    buffered: ClassVar[bool] = False
     state: Any
     changed: Callable[[], None] = staticmethod(nothing)
 

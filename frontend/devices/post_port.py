@@ -13,6 +13,7 @@ class PostPort(Model):
     """One byte; `state.code` is what a POST card would show."""
 
     regs = RegMap(size=1)
+    buffered = True
 
     @dataclass(slots=True)
     class State:

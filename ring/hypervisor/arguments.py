@@ -13,7 +13,7 @@ NUMBERS: Final[dict[str, range]] = {
     "vcpu": _ANY, "vcpus": _ANY, "port": _PORTS, "remote_port": _PORTS,
     "ram_frames": range(1, 1 << 32), "pid": range(1, 1 << 31), "reason": range(256), "index": _ANY, "value": _ANY,
     "kind": _ANY, "start": _ANY, "end": _ANY,
-    "frame": range(1 << 32),
+    "frame": range(1 << 32), "buffered": range(2),
 }
 MOST_NAME: Final = 255
 

@@ -171,13 +171,16 @@ class Operations:
             ports.append(port)
         return ports
 
-    def map_io_range(self, domid: int, kind: int, start: int, end: int, name: str, frame: int = 0) -> None:
+    def map_io_range(
+        self, domid: int, kind: int, start: int, end: int, name: str, frame: int = 0, buffered: int = 0
+    ) -> None:
         """XEN_DMOP_map_io_range_to_ioreq_server: `start` to `end`, both included. EEXIST when some of it is claimed.
 
         frame: 0, or the first of the domain's `roms` frames that the guest is to read there (XENMEM_add_to_physmap).
+        buffered: writes there go through the page of buffered requests; in Xen a whole ioreq server is asked for that.
         """
         domain = self.channels.domain(domid)
-        new = Range(kind, start, end, name, frame=frame)
+        new = Range(kind, start, end, name, frame=frame, buffered=bool(buffered))
         if kind not in (PORT, MEMORY) or not 0 <= start <= end < 1 << 64:
             raise HypercallError("EINVAL", f"no such range {start:#x}..{end:#x}")
         if frame and not self._holds_rom(domain, new):
