@@ -6,7 +6,7 @@ cdef class Forwarding:
     cdef Uplink uplink
     cdef PcapWriter capture
     cdef MacTable macs
-    cdef void **touched                # of VifQueue: those with receive responses that were not pushed
+    cdef void **touched                # of VifQueue: those with responses to push, or somebody to notify
     cdef uint32_t nr_touched
     cdef void *blocker                 # of the last frame that was told to WAIT: a VifQueue; NULL: the uplink
     cdef readonly uint64_t frames, bytes, flooded, filtered
@@ -123,5 +123,3 @@ cdef class Forwarding:
         cdef uint32_t i
         for i in range(self.nr_touched):
             (<VifQueue>self.touched[i])._push_rx()
-            (<VifQueue>self.touched[i]).touched = False
-        self.nr_touched = 0

@@ -28,7 +28,7 @@ cdef class VifQueue(VifTransmit):
     cdef NetRxResponse rx_answers[NET_RING]    # in the same places, until they are pushed
     cdef uint32_t rx_copied                    # up to here
     cdef bint rx_notify, rx_event
-    cdef bint touched                          # has responses that were not pushed
+    cdef bint touched                          # is on the switch's list of such
     cdef Waiting *first
     cdef Waiting *last
     cdef readonly uint32_t waiting_frames, waiting_bytes

@@ -1,7 +1,7 @@
 # The link's switch: senders in turn, back pressure instead of loss, and what happens with time.
 cdef enum:
     TURN_SLOTS = 64            # packets that a queue sends in its turn
-    TURN_BYTES = 128 << 10     # and bytes
+    TURN_BYTES = 512 << 10     # and bytes
     RUN_TURNS = 16             # turns before events are looked at again
     LINK_STATS = 9
 
@@ -111,6 +111,7 @@ cdef class Switch(Forwarding):
                 break
             bytes += p.size
         q._push_tx()
+        self._touch(<void *>q)
 
     cdef void _refuse(self, VifQueue q) noexcept nogil:
         q._answer(NET_RSP_ERROR)
@@ -196,23 +197,38 @@ cdef class Switch(Forwarding):
             self.uplink.state = RUNNABLE
 
     def run(self, uint64_t now):
-        """Move frames for a bounded while; whether there is more to do at once. Calls the queues' notify functions."""
-        cdef uint32_t i
-        cdef VifQueue q
+        """Move frames for a bounded while; whether there is more to do at once. Calls the queues' notify functions, after
+        each turn: frontends are to work on half a ring while the other half is copied."""
+        cdef uint32_t turns
         cdef bint more
         with nogil:
-            more = self._run(now)
-        for i in range(self.nr_queues):
-            q = <VifQueue>self.queue[i]
-            if q.tx_notify or q.rx_notify:
-                both = q.notify_tx is q.notify_rx
-                tx, rx = q.tx_notify, q.rx_notify
-                q.tx_notify = q.rx_notify = False
-                if tx or both:
-                    q.notify_tx()
-                if rx and not both:
-                    q.notify_rx()
+            self._look_around(now)
+        self._tell()
+        for turns in range(RUN_TURNS):
+            with nogil:
+                more = self._take_turn(now)
+            if not more:
+                break
+            self._tell()
+        with nogil:
+            more = self._finish(now)
+        self._tell()
         return more
+
+    cdef _tell(self):
+        """Notify the frontends that asked for it."""
+        cdef VifQueue q
+        while self.nr_touched:
+            self.nr_touched -= 1
+            q = <VifQueue>self.touched[self.nr_touched]
+            q.touched = False
+            both = q.notify_tx is q.notify_rx
+            tx, rx = q.tx_notify, q.rx_notify
+            q.tx_notify = q.rx_notify = False
+            if tx or (rx and both):
+                q.notify_tx()
+            if rx and not both:
+                q.notify_rx()
 
     def failed(self):
         """The vifs whose frontends broke a rule, each told once: to be detached."""
@@ -224,20 +240,21 @@ cdef class Switch(Forwarding):
                 found.append(vif)
         return found
 
-    cdef bint _run(self, uint64_t now) noexcept nogil:
-        cdef uint32_t i, turns = 0, idle = 0
+    cdef bint _take_turn(self, uint64_t now) noexcept nogil:
+        """The next queue's turn; False when none has anything to send."""
+        cdef uint32_t i
         cdef void *at
-        self._look_around(now)
-        while turns < RUN_TURNS and idle < self.nr_queues:
+        for i in range(self.nr_queues):
             at = self.queue[self.turn_of % self.nr_queues]
             self.turn_of = (self.turn_of + 1) % self.nr_queues
-            if (<VifQueue>at).state != RUNNABLE:
-                idle += 1
-                continue
-            self._serve(<VifQueue>at, now)
-            self._push_touched()
-            idle = 0
-            turns += 1
+            if (<VifQueue>at).state == RUNNABLE:
+                self._serve(<VifQueue>at, now)
+                self._push_touched()
+                return True
+        return False
+
+    cdef bint _finish(self, uint64_t now) noexcept nogil:
+        """What follows the turns: the uplink's, and what is told of them all. Whether there is more to do at once."""
         if self.uplink is not None:
             if self.uplink.state == RUNNABLE:
                 self._receive(now)
