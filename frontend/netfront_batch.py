@@ -26,7 +26,7 @@ class Batch:
 
     def __init__(self, transmit: _core.NetTransmit, entries: memoryview, grefs: Sequence[int], memory: memoryview) -> None:
         self.bytes: Bytes = numpy.frombuffer(memory, numpy.uint8)
-        self._core = _core.NetBatch(transmit, entries, grefs)
+        self.core = _core.NetBatch(transmit, entries, grefs)
         self._firsts: Firsts = numpy.zeros(len(grefs), numpy.uint32)
         self._done: Firsts = numpy.zeros(len(grefs), numpy.uint32)
         self._statuses: Statuses = numpy.zeros(len(grefs), numpy.int16)
@@ -39,7 +39,7 @@ class Batch:
         """The first pages of as many frames, from lengths[start] on, as there is room for. ValueError for one of no bytes,
         or more than all pages have."""
         room = self._firsts[: min(len(lengths) - start, len(self._firsts))]
-        return room[: self._core.place(lengths[start:].data, room.data)].copy()
+        return room[: self.core.place(lengths[start:].data, room.data)].copy()
 
     def put(self, firsts: Firsts, lengths: Lengths, start: int = 0, flags: int = 0) -> int:
         """Put frames, from the one that begins with page firsts[start] on, as far as the ring has slots; how many.
@@ -47,17 +47,17 @@ class Batch:
         flags: NETTXF_csum_blank and _data_validated. ValueError for a frame that the backend does not take, or whose pages
         are out.
         """
-        return self._core.put(firsts.data, lengths.data, start, flags)
+        return self.core.put(firsts.data, lengths.data, start, flags)
 
     def take(self) -> tuple[Firsts, Statuses]:
         """The first pages of frames that were answered, oldest first, and their NETIF_RSP_ statuses; until the next call."""
-        count = self._core.take(self._done.data, self._statuses.data)
+        count = self.core.take(self._done.data, self._statuses.data)
         return self._done[:count], self._statuses[:count]
 
     @property
     def outstanding(self) -> int:
         """Frames that are out."""
-        return self._core.nr_out
+        return self.core.nr_out
 
 
 class Looking:

@@ -255,6 +255,7 @@ class BlkBatch:
 class NetPages:
     count: int
     nr_spare: int
+    static: bool
     def __init__(self, memory: WriteableBuffer, entries: WriteableBuffer, pages: Sequence[tuple[int, int]]) -> None: ...
 
 class NetTransmit:
@@ -276,6 +277,7 @@ class NetBatch:
     count: int
     nr_done: int
     nr_out: int
+    static: bool
     def __init__(self, transmit: NetTransmit, entries: WriteableBuffer, grefs: Sequence[int]) -> None: ...
     def place(self, lengths: ReadableBuffer, firsts: WriteableBuffer, start: int = 0) -> int: ...
     def put(self, firsts: ReadableBuffer, lengths: ReadableBuffer, start: int = 0, flags: int = 0) -> int: ...
@@ -317,7 +319,17 @@ UPLINK_STREAM: int
 UPLINK_PCAP: int
 UPLINK_NULL: int
 
+class StaticGrants:
+    count: int
+    def __init__(self, mapper: Mapper, table: GrantTable) -> None: ...
+    @property
+    def room(self) -> int: ...
+    def add(self, wanted: Sequence[tuple[int, int]]) -> bool: ...
+    def remove(self, gref: int) -> bool: ...
+    def clear(self) -> None: ...
+
 class VifQueue:
+    static_grants: StaticGrants
     waiting_frames: int
     waiting_bytes: int
     starved: bool

@@ -113,8 +113,8 @@ cdef class VifQueue(VifTransmit):
         cdef uint8_t *page
         cdef uint8_t *start = NULL             # of neighbouring buffers: `length` bytes are to go there
         for i in range(count):
-            handles[i] = self.vif.mapper._map(self.vif.table, self.rx_slots[at & self.rx.index_mask].gref, False, &frame)
-            page = self.vif.memory.at + <uint64_t>frame * PAGE if handles[i] >= 0 else NULL
+            handles[i] = self.static_grants._reach(self.rx_slots[at & self.rx.index_mask].gref, False, &frame)
+            page = self.vif.memory.at + <uint64_t>frame * PAGE if handles[i] >= NOT_MAPPED else NULL
             if page == NULL:
                 bad |= <uint32_t>1 << i
             if page == NULL or page != start + length:

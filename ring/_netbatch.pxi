@@ -24,6 +24,7 @@ cdef class NetBatch:
     cdef int16_t *status               # by first page: the worst
     cdef uint16_t *done                # first pages of frames that were answered, oldest first
     cdef readonly uint32_t nr_done, nr_out
+    cdef public bint static            # as NetPages'
     cdef uint32_t cursor               # the page behind the last frame that was placed
 
     def __init__(self, NetTransmit transmit not None, entries, grefs):
@@ -145,7 +146,8 @@ cdef class NetBatch:
         cdef uint32_t first
         if page >= self.count or self.state[page] != BATCH_OUT:
             raise RingError(f"a response to transmit request {self.transmit.pages.count + page}, which is not out")
-        if (<GrantEntry *>self.entries.at + self.prepared[page].gref).flags & (GTF_reading | GTF_writing):
+        if not self.static and \
+                (<GrantEntry *>self.entries.at + self.prepared[page].gref).flags & (GTF_reading | GTF_writing):
             raise RingError(f"transmit grant {self.prepared[page].gref} is still mapped after its response")
         self.state[page] = BATCH_ANSWERED
         first = self.first[page]

@@ -76,6 +76,7 @@ cdef class NetPages:
     cdef uint8_t *out                  # who has it: PAGE_SPARE, _OUT or _HELD
     cdef uint16_t *spare
     cdef readonly uint32_t nr_spare
+    cdef public bint static            # the backend has them mapped all the time, or may have
 
     def __init__(self, memory, entries, pages):
         cdef uint32_t i
@@ -118,8 +119,8 @@ cdef class NetPages:
         return id < self.count and self.out[id] == PAGE_OUT
 
     cdef bint _is_mapped(self, uint16_t id) noexcept nogil:
-        """Whether the backend still has the page mapped: it could read or write what comes into it next."""
-        return (<GrantEntry *>self.entries.at + self.gref[id]).flags & (GTF_reading | GTF_writing)
+        """Whether the backend still has the page mapped, but should not: it could read or write what comes into it next."""
+        return not self.static and (<GrantEntry *>self.entries.at + self.gref[id]).flags & (GTF_reading | GTF_writing)
 
     cdef void _keep(self, uint16_t id) noexcept nogil:
         self.out[id] = PAGE_SPARE

@@ -34,6 +34,7 @@ cdef class VifTransmit:
     cdef uint64_t *stat                        # the vif's
     cdef BackRing tx
     cdef object notify_tx
+    cdef readonly StaticGrants static_grants   # of both rings
     cdef NetTxRequest tx_slots[NET_RING]       # private copies of the ring's slots, each in its own place
     cdef NetTxResponse tx_answers[NET_RING]    # in the same places, until they are pushed
     cdef uint32_t tx_copied                    # up to here
@@ -48,6 +49,7 @@ cdef class VifTransmit:
             raise ValueError("not a vif's transmit ring")
         self.vif = vif
         self.stat = vif.stat
+        self.static_grants = StaticGrants(vif.mapper, vif.table)
         self.tx = tx
         self.notify_tx = notify_tx
         self.tx_copied = tx.req_cons
@@ -55,7 +57,7 @@ cdef class VifTransmit:
 
     cdef bint _look(self, BackRing ring, uint8_t *copies, uint32_t *copied, uint32_t size, int fault) noexcept nogil:
         """Copy the slots that are new, once, to their place in `copies`. False when there are none, or the index lies."""
-        cdef uint32_t prod = ld32(&ring.header.req_prod), index         # acquire: the index before the slots
+        cdef uint32_t prod = ld32(&ring.header.req_prod), first, count, run     # acquire: the index before the slots
         if prod == copied[0]:
             return False
         # Ahead of what it may be, or behind what it was: copied - rsp_prod_pvt is within the ring, so is the difference.
@@ -63,9 +65,11 @@ cdef class VifTransmit:
                 or <uint32_t>(prod - ring.rsp_prod_pvt) < <uint32_t>(copied[0] - ring.rsp_prod_pvt):
             self.vif._fail(fault, prod, ring.rsp_prod_pvt)
             return False
-        for index in range(<uint32_t>(prod - copied[0])):
-            memcpy(copies + ((copied[0] + index) & ring.index_mask) * size,
-                   ring.ring + ((copied[0] + index) & ring.index_mask) * size, size)
+        first = copied[0] & ring.index_mask
+        count = prod - copied[0]
+        run = min(count, ring.slots - first)
+        memcpy(copies + first * size, ring.ring + first * size, run * size)
+        memcpy(copies, ring.ring, (count - run) * size)
         copied[0] = prod
         return True
 
@@ -171,8 +175,8 @@ cdef class VifTransmit:
         cdef uint8_t *end = NULL
         p.size = c.size
         for i in range(c.nr_data):
-            self.handles[i] = self.vif.mapper._map(self.vif.table, c.data[i].gref, True, &frame)
-            if self.handles[i] < 0:
+            self.handles[i] = self.static_grants._reach(c.data[i].gref, True, &frame)
+            if self.handles[i] < NOT_MAPPED:
                 self._unmap_chain(i)
                 return False
             at = self.vif.memory.at + <uint64_t>frame * PAGE + c.data[i].offset
@@ -189,7 +193,8 @@ cdef class VifTransmit:
     cdef void _unmap_chain(self, uint32_t count) noexcept nogil:
         cdef uint32_t i
         for i in range(count):
-            self.vif.mapper._unmap(self.vif.table, self.handles[i])
+            if self.handles[i] >= 0:
+                self.vif.mapper._unmap(self.vif.table, self.handles[i])
 
     cdef void _answer(self, int16_t status) noexcept nogil:
         """Respond to every slot of the chain: `status`, but for extra infos, whose slots get NETIF_RSP_NULL."""

@@ -118,6 +118,8 @@ class Connection:
 
         self._process.loop.on_port(port, serve)
         undo.callback(leave)
+        for queue in self.vif.queues:
+            undo.callback(queue.static_grants.clear)
 
     def _ring(self, gref: int, request: Layout, response: Layout) -> _core.BackRing:
         handle, frame = self._process.mapper.map(self._table, gref)
@@ -137,8 +139,8 @@ class Connection:
         undo.callback(self._process.loop.off_port, port)
         return port
 
-    def _copy_grant(self, gref: int, buffer: bytearray) -> int:
-        return _core.grant_copy(self._table, self._memory.map, gref, 0, buffer, False, self._process.mapper)
+    def _copy_grant(self, gref: int, buffer: bytearray, to_grant: bool = False) -> int:
+        return _core.grant_copy(self._table, self._memory.map, gref, 0, buffer, to_grant, self._process.mapper)
 
     def close(self) -> None:
         """Leave the link, close the ports, unmap the rings."""

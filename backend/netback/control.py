@@ -1,8 +1,11 @@
-"""The control ring of a vif: how frames to it are hashed and spread over its queues (xen/io/netif.h, control messages)."""
+"""The control ring of a vif: how frames to it are hashed and spread over its queues, and what is kept mapped of it
+(xen/io/netif.h, control messages)."""
 import struct
 from collections.abc import Callable
 from typing import Final
 
+from miniguest.backend.netback.answers import INVALID, NOT_SUPPORTED, OKAY, OVERFLOW, Answer, CopyGrant
+from miniguest.backend.netback.static_grants import StaticGrantRequests
 from miniguest.ring import _core
 from miniguest.ring.abi.netif import (
     CTRL_REQUEST,
@@ -13,10 +16,9 @@ from miniguest.ring.abi.netif import (
     XEN_NETIF_CTRL_HASH_TYPE_IPV4_TCP,
     XEN_NETIF_CTRL_HASH_TYPE_IPV6,
     XEN_NETIF_CTRL_HASH_TYPE_IPV6_TCP,
-    XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW,
-    XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER,
-    XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED,
     XEN_NETIF_CTRL_STATUS_SUCCESS,
+    XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING,
+    XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING,
     XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE,
     XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS,
     XEN_NETIF_CTRL_TYPE_GET_HASH_MAPPING_SIZE,
@@ -34,23 +36,17 @@ HASH_TYPES: Final = (
 KEY_MAX: Final = 40                     # bytes
 MAPPING_MAX: Final = 128                # entries
 TURN: Final = 32                        # requests before others get their turn
-Answer = tuple[int, int]                # status, data
-OKAY: Final[Answer] = (XEN_NETIF_CTRL_STATUS_SUCCESS, 0)
-INVALID: Final[Answer] = (XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER, 0)
-OVERFLOW: Final[Answer] = (XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW, 0)
-NOT_SUPPORTED: Final[Answer] = (XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED, 0)
 
 
 class Control:
-    """Serves a vif's control ring. copy_grant: (gref, buffer to fill) -> GNTST_ status."""
+    """Serves a vif's control ring."""
 
-    def __init__(
-        self, vif: _core.Vif, ring: _core.BackRing, notify: Callable[[], None], copy_grant: Callable[[int, bytearray], int]
-    ) -> None:
+    def __init__(self, vif: _core.Vif, ring: _core.BackRing, notify: Callable[[], None], copy_grant: CopyGrant) -> None:
         self._vif = vif
         self._ring = ring
         self._notify = notify
         self._copy_grant = copy_grant
+        static_grants = StaticGrantRequests(vif, copy_grant)
         self._requests: dict[int, Callable[[int, int, int], Answer]] = {
             XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS: self._get_flags,
             XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS: self._set_flags,
@@ -59,7 +55,9 @@ class Control:
             XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING_SIZE: self._set_mapping_size,
             XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING: self._set_mapping,
             XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM: self._set_algorithm,
-            XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE: lambda *_: NOT_SUPPORTED,
+            XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE: static_grants.size,
+            XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING: static_grants.add,
+            XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING: static_grants.remove,
         }
 
     def serve(self) -> bool:

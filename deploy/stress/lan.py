@@ -39,8 +39,13 @@ class Lan:
         self._stations: list[Child] = []
         self._toolstack = Toolstack(ground.runtime, ground.hypercalls)
 
-    def station(self, domid: int, main: Callable[[Process, Netfront], Callable[[], bool]], queues: int = 1) -> None:
-        """A domain whose process calls `main` when its vif is connected, and goes on until what that answers is true."""
+    def station(
+        self, domid: int, main: Callable[[Process, Netfront], Callable[[], bool]], queues: int = 1, static_grants: bool = True,
+    ) -> None:
+        """A domain whose process calls `main` when its vif is connected, and goes on until what that answers is true.
+
+        static_grants: netback may keep its pages mapped.
+        """
         self._toolstack.create_domain(self.store, domid, f"station{domid}", MEMORY + queues * QUEUE_MEMORY)
         self._toolstack.add_vif(self.store, domid, 0, Vif(mac=mac_of(domid).hex(":"), link=LINK), Link())
 
@@ -55,7 +60,9 @@ class Lan:
             def ready(netfront: Netfront) -> None:
                 answers.append(main(process, netfront))
 
-            device = NetfrontDevice(process, process.xenstore(), "device/vif/0", pages, grants, ready, lost, queues=queues)
+            device = NetfrontDevice(
+                process, process.xenstore(), "device/vif/0", pages, grants, ready, lost, queues, static_grants=static_grants
+            )
             while not (answers and answers[0]()):
                 process.loop.turn()
                 if process.loop.stopping:
