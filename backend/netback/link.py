@@ -130,21 +130,23 @@ class Link:
                 self._failed[vif](vif.failure or "")
         if self._attachment:
             self._attachment.attend()
-        if self.switch.deadline != self._due:
-            self._plan()
+        due = self.switch.deadline
+        if due != FOREVER and (self._timer is None or due < self._due):
+            self._plan(due)
 
-    def _plan(self) -> None:
-        """Be called when the switch wants to run even if nothing happens."""
+    def _plan(self, due: int) -> None:
+        """Be called when the switch wants to run even if nothing happens.
+
+        A deadline that moves away, as it does all the time under load, leaves the timer as it is: the switch is asked too
+        early then, which does no harm, and says how long it is still.
+        """
         if self._timer:
             self._timer.cancel()
-        self._timer = None
-        self._due = self.switch.deadline
-        if self._due != FOREVER:
-            self._timer = self._loop.call_later(max(0, self._due - self._clock()) / 1e9, self._timed_out)
+        self._due = due
+        self._timer = self._loop.call_later(max(0, due - self._clock()) / 1e9, self._timed_out)
 
     def _timed_out(self) -> None:
         self._timer = None
-        self._due = FOREVER
         self.wake()
 
     def close(self) -> None:

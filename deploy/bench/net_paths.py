@@ -92,21 +92,21 @@ class _Sender:
     def on_event(self, _: int) -> bool:
         transmit = self.queue.transmit
         while True:
-            moved = transmit.take()
+            transmit.take()
             self.firsts = numpy.concatenate((self.firsts, self.batch.take()[0]))
             if self.order[1] and not self.batch.outstanding:        # the last window's are all answered
                 self.begin()
-            moved += self.put() if self.left and len(self.firsts) else 0
-            if not moved and not transmit.final_check():
+            if self.left and len(self.firsts):
+                self.put()
+            if not transmit.final_check():
                 return True
 
-    def put(self) -> int:
+    def put(self) -> None:
         count = self.batch.put(self.firsts[: self.left], self.lengths)
         self.firsts = self.firsts[count:]
         self.left -= count
         if count and self.queue.transmit.push():
             self.queue.transmit_port.notify()
-        return count
 
 
 class _Receiver:
@@ -144,7 +144,7 @@ class _Receiver:
                 self.queue.receive_port.notify()
             if count and receive.frames == self.wanted:
                 self.done.say()
-            if not count and not receive.final_check():
+            if not receive.final_check():
                 return True
 
 
