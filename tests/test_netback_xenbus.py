@@ -4,8 +4,22 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from netcontrol import (
+    GET_FLAGS,
+    GET_MAPPING_SIZE,
+    INVALID,
+    NOT_SUPPORTED,
+    OVERFLOW,
+    SET_ALGORITHM,
+    SET_FLAGS,
+    SET_KEY,
+    SET_MAPPING,
+    SET_MAPPING_SIZE,
+    SUCCESS,
+    Controlled,
+)
 from netpeer import BROADCAST, MCAST_ADD, OKAY, Vif, World, extra_slot
-from peer import Key, Ring, dump
+from peer import Key, dump
 
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.xenbus import write_keys
@@ -352,37 +366,6 @@ def test_several_queues(world: World, vif: Vif, other: Vif, queues: int, split: 
 
 
 # -- the control ring
-SUCCESS, NOT_SUPPORTED, INVALID, OVERFLOW = range(4)
-GET_FLAGS, SET_FLAGS, SET_KEY, GET_MAPPING_SIZE, SET_MAPPING_SIZE, SET_MAPPING, SET_ALGORITHM, GET_GREFS = range(1, 9)
-
-
-class Controlled:
-    """A vif with a control ring."""
-
-    def __init__(self, vif: Vif, queues: int) -> None:
-        self.vif, domain = vif, vif.domain
-        self.ring = Ring(domain, 16)
-        self.port = domain.events.alloc_unbound(0)
-        vif.connect(queues, ctrl_ring_ref=self.ring.gref, event_channel_ctrl=self.port.number)
-        self.number = 0
-
-    def ask(self, kind: int, *data: int) -> tuple[int, int]:
-        """(status, data) of a request's response."""
-        self.number += 1
-        self.ring.put(struct.pack("<HHIII", self.number, kind, *data, *[0] * (3 - len(data))))
-        self.ring.push()
-        self.port.notify()
-        self.ring.wait(1)
-        number, kind_too, status, value = struct.unpack("<HHII", self.ring.take(12))
-        assert (number, kind_too) == (self.number, kind)
-        return status, value
-
-    def page(self, data: bytes) -> int:
-        frame = self.vif.domain.pages.alloc()
-        self.vif.domain.memory.frame(frame)[: len(data)] = data
-        return self.vif.domain.grants.give(0, frame, readonly=True)
-
-
 def test_the_control_ring(world: World, vif: Vif, other: Vif) -> None:
     control = Controlled(vif, 4)
     ask = control.ask
@@ -407,8 +390,7 @@ def test_the_control_ring(world: World, vif: Vif, other: Vif) -> None:
     assert ask(SET_MAPPING, table, 129, 0) == (OVERFLOW, 0)
     assert ask(SET_MAPPING, 30000, 1, 0) == (INVALID, 0)
     assert ask(SET_MAPPING, control.page(struct.pack("<I", 4)), 1, 0) == (INVALID, 0)       # no such queue
-    assert ask(GET_GREFS) == (NOT_SUPPORTED, 0)
-    for kind in (0, 9, 10, 11, 65535):
+    for kind in (0, 11, 65535):
         assert ask(kind) == (NOT_SUPPORTED, 0)
     packet = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 40, 1, 0, 64, 6, 0, bytes([10, 0, 0, 1]), bytes(4)) + bytes(20)
     vif.announce()

@@ -228,7 +228,7 @@ def pass_frames(
                     process, netfront, peer, total, seed + 100 * domid, stir, window, by_reference=domid == 2, in_place=domid == 1
                 ).ended
 
-            switch.station(domid, main, queues)
+            switch.station(domid, main, queues, static_grants=domid == 1)      # what is mapped slot by slot is to hold, too
         try:
             switch.finish(seconds)
         except StressError as error:
