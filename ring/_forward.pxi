@@ -123,3 +123,18 @@ cdef class Forwarding:
         cdef uint32_t i
         for i in range(self.nr_touched):
             (<VifQueue>self.touched[i])._push_rx()
+
+    cdef _tell(self):
+        """Notify the frontends that asked for it."""
+        cdef VifQueue q
+        while self.nr_touched:
+            self.nr_touched -= 1
+            q = <VifQueue>self.touched[self.nr_touched]
+            q.touched = False
+            both = q.notify_tx is q.notify_rx
+            tx, rx = q.tx_notify, q.rx_notify
+            q.tx_notify = q.rx_notify = False
+            if tx or (rx and both):
+                q.notify_tx()
+            if rx and not both:
+                q.notify_rx()

@@ -1,7 +1,7 @@
 # The link's switch: senders in turn, back pressure instead of loss, and what happens with time.
 cdef enum:
     TURN_SLOTS = 64            # packets that a queue sends in its turn
-    TURN_BYTES = 512 << 10     # and bytes
+    TURN_BYTES = 512 << 10     # and bytes: half of what a ring holds
     RUN_TURNS = 16             # turns before events are looked at again
     LINK_STATS = 9
 
@@ -214,21 +214,6 @@ cdef class Switch(Forwarding):
             more = self._finish(now)
         self._tell()
         return more
-
-    cdef _tell(self):
-        """Notify the frontends that asked for it."""
-        cdef VifQueue q
-        while self.nr_touched:
-            self.nr_touched -= 1
-            q = <VifQueue>self.touched[self.nr_touched]
-            q.touched = False
-            both = q.notify_tx is q.notify_rx
-            tx, rx = q.tx_notify, q.rx_notify
-            q.tx_notify = q.rx_notify = False
-            if tx or (rx and both):
-                q.notify_tx()
-            if rx and not both:
-                q.notify_rx()
 
     def failed(self):
         """The vifs whose frontends broke a rule, each told once: to be detached."""

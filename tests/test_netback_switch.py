@@ -426,6 +426,33 @@ def test_nobody_starves(rig: Rig) -> None:
     assert order.index(modest.mac) <= 64
 
 
+@pytest.mark.parametrize(("size", "count", "turn"), [(60, 200, 64), (4096, 200, 64), (65535, 15, 9 * 16)])
+def test_frontends_are_told_while_the_rest_is_copied(directory: Path, size: int, count: int, turn: int) -> None:
+    """After the first turn, of 64 frames or half a megabyte, both have that much to do."""
+    seen: list[tuple[int, int]] = []
+
+    class Telling(Rig):
+        def notice(self) -> None:
+            super().notice()
+            seen.append((sender.q.tx.ready, receiver.q.rx.ready))
+
+    rig = Telling(directory)
+    sender, receiver = rig.vif(), rig.vif()
+    receiver.announce()
+    receiver.q.post(240)
+    seen.clear()
+    sent = [sender.frame(receiver, struct.pack("<I", number), size) for number in range(count)]
+    for frame in sent:
+        sender.put(frame)
+    for vif in (sender, receiver):
+        vif.q.tx.set_index(rsp_event=vif.q.tx.rsp_cons + 1)
+        vif.q.rx.set_index(rsp_event=vif.q.rx.rsp_cons + 1)
+    rig.run()
+    assert seen == [(turn, turn)] * 2
+    assert receiver.received() == sent
+    assert set(sender.sent()) == {OKAY}
+
+
 # -- the rate
 def test_the_rate_delays_and_drops_nothing(rig: Rig) -> None:
     sender, receiver = rig.vif(), rig.vif()
