@@ -149,11 +149,12 @@ class Supervisor:
         keys = bool(on_stdio) and on_stdio[0] is guest and not choice.deaf
         self.toolstack.add_console(self.store, stub, guest.serial, "" if alone else f"{guest.name}| ", keys)
         child = self._spawn(f"{guest.name}-dm", stub, 0, lambda process: miniguest.main(process, domid, guest.vcpus))
-        self._wait_for_device_model(child, domid, stub)
         vcpus = []
         for index in range(guest.vcpus):
             name = f"{guest.name}-vcpu{index}"
             vcpus.append(self._spawn(name, domid, HYPERVISOR_SIDE + index, self._vcpu_main(index, bios, choice.plan)))
+        self._wait_for_device_model(child, domid, stub)
+        self.toolstack.unpause(domid)
         self._guests.append(Running(guest, choice.plan.engine, domid, stub, child, vcpus))
         if guest.serial == "pty":
             name = self.store.read_text(f"/local/domain/{stub}/console/tty")
@@ -208,7 +209,7 @@ class Supervisor:
 
         def look(_: str) -> None:
             nonlocal running
-            running = running or (self.store.exists(key) and self.store.read(key) == b"running")
+            running = running or self.store.read_all([key]) == [b"running"]
 
         watch = self.store.watch(key, look)
 

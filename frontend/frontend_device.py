@@ -50,8 +50,8 @@ class FrontendDevice:
 
     def start(self) -> None:
         """Begin the handshake."""
-        keys = Keys(self.store, self.path)
         try:
+            keys = Keys(self.store, self.path).fetch("backend", "backend-id")
             self.backend = keys.text("backend")
             if not self.backend.startswith("/"):
                 raise PeerError(f"{self.path}/backend is {self.backend[:64]!r}, not a path")

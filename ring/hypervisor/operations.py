@@ -77,9 +77,23 @@ class Operations:
         domain = self.channels.domain(domid)
         if domain.shutdown == 0:
             domain.shutdown = 1 + reason
+        self._kick(domain)
+
+    def pause_domain(self, domid: int) -> None:
+        """XEN_DOMCTL_pausedomain, before its vCPUs start: they wait then."""
+        self.channels.domain(domid).paused = True
+
+    def unpause_domain(self, domid: int) -> None:
+        """XEN_DOMCTL_unpausedomain: its vCPUs run."""
+        domain = self.channels.domain(domid)
+        domain.paused = False
+        self._kick(domain)
+
+    def _kick(self, domain: Domain) -> None:
+        """Have its vCPUs look at their domain's words."""
         for vcpu in domain.vcpus:
             _core.kick_vcpu(domain.memory.info_pages, vcpu)
-            self.bells.ring(domid, vcpu)
+            self.bells.ring(domain.domid, vcpu)
 
     def set_param(self, domid: int, index: int, value: int) -> None:
         """HVMOP_set_param."""
