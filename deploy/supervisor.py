@@ -24,7 +24,7 @@ from miniguest.deploy.children import Child, Children
 from miniguest.deploy.errors import ProcessDied
 from miniguest.deploy.network import link_config
 from miniguest.deploy.results import guest_report, ring_reports
-from miniguest.deploy.toolstack import Toolstack
+from miniguest.deploy.toolstack import Console, Toolstack
 from miniguest.deploy.topology import Guest, Topology
 from miniguest.frontend import miniguest, vcpu
 from miniguest.frontend.engines.plan import Plan
@@ -141,24 +141,28 @@ class Supervisor:
             # What is there by now is never garbage. A child whose collector looked at it would have a copy of all of it.
             gc.collect()
             gc.freeze()
-        self.toolstack.create_guest(self.store, guest, domid, stub, self._topology.link)
+        domains = self.toolstack.create_guest(guest, domid, stub)
         if choice.wall_ns is not None:
             self.toolstack.step_clock(domid, choice.wall_ns, self._record is not None)
-        alone = len(self._topology.guest) == 1
-        on_stdio = [other for other in self._topology.guest if other.serial == "stdio"]
-        keys = bool(on_stdio) and on_stdio[0] is guest and not choice.deaf
-        self.toolstack.add_console(self.store, stub, guest.serial, "" if alone else f"{guest.name}| ", keys)
         child = self._spawn(f"{guest.name}-dm", stub, 0, lambda process: miniguest.main(process, domid, guest.vcpus))
         vcpus = []
         for index in range(guest.vcpus):
             name = f"{guest.name}-vcpu{index}"
             vcpus.append(self._spawn(name, domid, HYPERVISOR_SIDE + index, self._vcpu_main(index, bios, choice.plan)))
+        # They start while xenstore is written.
+        self.toolstack.describe_guest(self.store, guest, domains, self._topology.link, self._console(guest, choice.deaf))
         self._wait_for_device_model(child, domid, stub)
         self.toolstack.unpause(domid)
         self._guests.append(Running(guest, choice.plan.engine, domid, stub, child, vcpus))
         if guest.serial == "pty":
             name = self.store.read_text(f"/local/domain/{stub}/console/tty")
             print(f"miniguest: {guest.name}: serial line on {name}", file=sys.stderr)
+
+    def _console(self, guest: Guest, deaf: bool) -> Console:
+        alone = len(self._topology.guest) == 1
+        on_stdio = [other for other in self._topology.guest if other.serial == "stdio"]
+        keys = bool(on_stdio) and on_stdio[0] is guest and not deaf
+        return Console(guest.serial, "" if alone else f"{guest.name}| ", keys)
 
     def _vcpu_main(self, index: int, bios: Path, plan: Plan) -> Callable[[Process], int]:
         return lambda process: int(vcpu.main(process, index, bios, plan))

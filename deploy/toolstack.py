@@ -1,5 +1,6 @@
 """The toolstack: makes domains and their devices, as xl does. Hypercalls and xenstore, nothing else."""
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,26 @@ STUB_SUFFIX: Final = "-dm"
 PLACES: Final = {HVM_PARAM_STORE_PFN: "xenstore", HVM_PARAM_CONSOLE_PFN: "console", HVM_PARAM_IOREQ_PFN: "ioreq"}
 
 
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain as the hypervisor has made it. frames: of RAM."""
+
+    domid: int
+    name: str
+    frames: int
+    store_port: int
+    console_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """Where a guest's serial line goes: "stdio", "pty" or a path; prefix: of each line; input: whether it gets the keys."""
+
+    output: str
+    prefix: str = ""
+    input: bool = False
+
+
 class Toolstack:
     """Makes the domains of a topology."""
 
@@ -44,16 +65,28 @@ class Toolstack:
         """dom0, before any of its processes starts."""
         self._call("create_domain", domid=0, name="Domain-0", ram_frames=DOM0_MEMORY // FRAME_SIZE)
 
-    def create_guest(self, store: Xenstore, guest: Guest, domid: int, stub: int, links: Mapping[str, Link]) -> None:
-        """An HVM guest, paused, and its mini-guest, with everything in xenstore that their processes look for."""
-        self.create_domain(store, domid, guest.name, guest.memory * MIB)
-        self.create_domain(store, stub, guest.name + STUB_SUFFIX, STUB_MEMORY + len(guest.vif) * VIF_MEMORY)
+    def create_guest(self, guest: Guest, domid: int, stub: int) -> tuple[Domain, Domain]:
+        """An HVM guest, paused, and its mini-guest. Their processes may start: the vCPUs wait for `unpause`, and the
+        mini-guest until xenstored serves it, which is the end of `describe_guest`."""
+        domains = (
+            self._create(domid, guest.name, guest.memory * MIB),
+            self._create(stub, guest.name + STUB_SUFFIX, STUB_MEMORY + len(guest.vif) * VIF_MEMORY),
+        )
         self._multicall(
             ("pause_domain", {"domid": domid}),
             ("create_ioreq_server", {"domid": domid, "dm_domid": stub, "vcpus": guest.vcpus}),
             _set_param(domid, HVM_PARAM_DM_DOMAIN, stub),
         )
-        store.set_target(stub, domid)
+        return domains
+
+    def describe_guest(
+        self, store: Xenstore, guest: Guest, domains: tuple[Domain, Domain], links: Mapping[str, Link], console: Console
+    ) -> None:
+        """Everything in xenstore that a guest's processes look for; then xenstored serves its domains."""
+        domid, stub = (domain.domid for domain in domains)
+        for domain in domains:
+            _describe(store, domain)
+        self.add_console(store, stub, console)
         path = f"/local/domain/{stub}/device-model/{domid}"
         store.write_all({path: "", f"{path}/boot": guest.boot}, {path: [f"n{stub}", "r0"]})
         for disk in guest.disk:
@@ -67,6 +100,9 @@ class Toolstack:
             write_keys(store, f"{path}/card/{handle}", {"model": vif.model, "rom-frame": frame, "rom-size": len(image)})
             frame = _place_rom(memory, frame, image)
         memory.close()
+        for domain in domains:
+            _introduce(store, domain)
+        store.set_target(stub, domid)
 
     def unpause(self, domid: int) -> None:
         """Let a guest run, now that everything about it is there."""
@@ -83,6 +119,11 @@ class Toolstack:
 
     def create_domain(self, store: Xenstore, domid: int, name: str, memory: int) -> None:
         """A domain of `memory` bytes of RAM, its ports for xenstore and console, and its directory in xenstore."""
+        domain = self._create(domid, name, memory)
+        _describe(store, domain)
+        _introduce(store, domain)
+
+    def _create(self, domid: int, name: str, memory: int) -> Domain:
         frames = memory // FRAME_SIZE
         alloc: Call = ("evtchn_alloc_unbound", {"domid": domid, "vcpu": 0, "remote_domid": 0})
         _, store_port, console_port, *_ = self._multicall(
@@ -92,16 +133,7 @@ class Toolstack:
         self._multicall(
             _set_param(domid, HVM_PARAM_STORE_EVTCHN, store_port), _set_param(domid, HVM_PARAM_CONSOLE_EVTCHN, console_port)
         )
-        path = f"/local/domain/{domid}"
-        own = [f"{path}/{directory}" for directory in ("device", "data", "control", "error")]
-        nodes: dict[str, Value] = {
-            path: "", f"{path}/name": name, f"{path}/domid": domid, f"{path}/vm": f"/vm/{domid}",
-            f"{path}/memory/target": memory >> 10, **dict.fromkeys(own, ""),
-            f"{path}/console/ring-ref": frames + SPECIAL["console"], f"{path}/console/port": console_port,
-            f"{path}/console/type": "xenconsoled",
-        }
-        store.write_all(nodes, {path: ["n0", f"r{domid}"], **{each: [f"n{domid}"] for each in own}})
-        store.introduce(domid, frames + SPECIAL["xenstore"], store_port)
+        return Domain(domid, name, frames, store_port, console_port)
 
     def add_disk(self, store: Xenstore, domid: int, disk: Disk) -> None:
         """A vbd: both directories, each readable by the other end, in one transaction."""
@@ -142,12 +174,12 @@ class Toolstack:
             store.release(each)
             store.rm(f"/local/domain/{each}")
 
-    def add_console(self, store: Xenstore, stub: int, output: str, prefix: str, stdin: bool) -> None:
+    def add_console(self, store: Xenstore, stub: int, console: Console) -> None:
         """The mini-guest's console: its guest's serial line."""
         back = f"/local/domain/0/backend/console/{stub}/0"
         with store.transaction() as t:
             write_keys(t, back, {
-                "output": output, "prefix": prefix, "input": int(stdin),
+                "output": console.output, "prefix": console.prefix, "input": int(console.input),
                 "copy": str(console_copy(self._runtime, stub)), "frontend": f"/local/domain/{stub}/console",
             })
 
@@ -155,6 +187,24 @@ class Toolstack:
 def console_copy(runtime: Path, stub: int) -> Path:
     """Where everything that a mini-guest's console printed is kept while the topology lives."""
     return domain_directory(runtime, stub) / "console"
+
+
+def _describe(store: Xenstore, domain: Domain) -> None:
+    """Its directory in xenstore."""
+    domid, path = domain.domid, f"/local/domain/{domain.domid}"
+    own = [f"{path}/{directory}" for directory in ("device", "data", "control", "error")]
+    nodes: dict[str, Value] = {
+        path: "", f"{path}/name": domain.name, f"{path}/domid": domid, f"{path}/vm": f"/vm/{domid}",
+        f"{path}/memory/target": domain.frames * FRAME_SIZE >> 10, **dict.fromkeys(own, ""),
+        f"{path}/console/ring-ref": domain.frames + SPECIAL["console"], f"{path}/console/port": domain.console_port,
+        f"{path}/console/type": "xenconsoled",
+    }
+    store.write_all(nodes, {path: ["n0", f"r{domid}"], **{each: [f"n{domid}"] for each in own}})
+
+
+def _introduce(store: Xenstore, domain: Domain) -> None:
+    """Have xenstored serve it, which hears then what it has asked already."""
+    store.introduce(domain.domid, domain.frames + SPECIAL["xenstore"], domain.store_port)
 
 
 def _set_param(domid: int, index: int, value: int) -> Call:
