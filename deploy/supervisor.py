@@ -125,6 +125,11 @@ class Supervisor:
         self._start_guest(guest, domid, domid + 1)
         return domid
 
+    @property
+    def processes(self) -> list[Child]:
+        """Those that live."""
+        return self._children.living
+
     def _xenstored(self, ready: Callable[[], None]) -> None:
         with self._process("xenstored", 0, 0) as process:
             # Tools ask over the socket, which nobody looks at while spinning.

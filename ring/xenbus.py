@@ -50,13 +50,13 @@ def switch_state(store: Xenstore, path: str, state: XenbusState, anew: bool = Fa
 
 
 def step_state(nodes: Transaction, path: str, state: XenbusState, anew: bool = False) -> bool:
-    """`switch_state` as a part of a transaction."""
+    """`switch_state` as the last part of a transaction."""
     old = read_state(nodes, path)
     if is_gone(nodes, path, old):
         return False
     if old == state or not (anew or may_follow(old, state)):
         return False
-    nodes.write(f"{path}/state", int(state))
+    nodes.finish(f"{path}/state", int(state))
     return True
 
 

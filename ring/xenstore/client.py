@@ -128,6 +128,7 @@ class Transaction(Nodes):
 
     def __init__(self, store: Xenstore) -> None:
         self._store = store
+        self._ended = False
         self.id = int(split_strings(store.request(xs_wire.XS_TRANSACTION_START, b"\0"))[0])
 
     def _request(self, kind: int, payload: bytes) -> bytes:
@@ -137,8 +138,17 @@ class Transaction(Nodes):
         return self._store.requests(requests, self.id)
 
     def end(self, commit: bool) -> None:
-        """Commit or discard. XenstoreError EAGAIN when another's change came between: nothing is done then."""
-        self._request(xs_wire.XS_TRANSACTION_END, b"T\0" if commit else b"F\0")
+        """Commit or discard, unless `finish` did. XenstoreError EAGAIN when another's change came between: nothing is done."""
+        if not self._ended:
+            self._ended = True
+            self._request(xs_wire.XS_TRANSACTION_END, b"T\0" if commit else b"F\0")
+
+    def finish(self, path: str, value: Value) -> None:
+        """Write one more node and commit, in one trip. When the write fails the rest is done."""
+        self._ended = True
+        for reply in self._requests([_write(path, value), (xs_wire.XS_TRANSACTION_END, b"T\0")]):
+            if isinstance(reply, XenstoreError):
+                raise reply
 
 
 class Watch:
