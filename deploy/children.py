@@ -99,6 +99,13 @@ class Children:
         finally:
             os._exit(status)
 
+    def forget(self, some: Iterable[Child]) -> None:
+        """These ended, and were never here: neither they nor their logs."""
+        gone = set(map(id, some))
+        for child in (child for child in self.all if id(child) in gone):
+            (self._logs / f"{child.name}.log").unlink(missing_ok=True)
+        self.all = [child for child in self.all if id(child) not in gone]
+
     @property
     def untold(self) -> bool:
         """Whether `wait` has news without waiting."""

@@ -1,5 +1,6 @@
 """The toolstack: makes domains and their devices, as xl does. Hypercalls and xenstore, nothing else."""
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from miniguest.ring.abi.hvm_params import (
     HVM_PARAM_STORE_PFN,
 )
 from miniguest.ring.abi.xenbus import XenbusState
+from miniguest.ring.errors import HypercallError
 from miniguest.ring.guest_clock import GuestClock
 from miniguest.ring.hypercalls import Call, Hypercalls
 from miniguest.ring.memory import FRAME_SIZE, SPECIAL, Memory, domain_directory
@@ -171,8 +173,16 @@ class Toolstack:
             if store.exists(path):
                 store.rm(path)
         for each in (stub, domid):
-            store.release(each)
+            if store.is_introduced(each):
+                store.release(each)
             store.rm(f"/local/domain/{each}")
+
+    def destroy_guest(self, store: Xenstore, domid: int, stub: int) -> None:
+        """Take back all of a guest that could not be started, however far it came. Its processes have ended."""
+        self.release_guest(store, domid, stub)
+        for each in (stub, domid):
+            with suppress(HypercallError):          # it came not even that far
+                self._call("destroy_domain", domid=each)
 
     def add_console(self, store: Xenstore, stub: int, console: Console) -> None:
         """The mini-guest's console: its guest's serial line."""
