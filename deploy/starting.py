@@ -23,6 +23,7 @@ from miniguest.deploy.toolstack import Console, Toolstack
 from miniguest.deploy.topology import Guest, Topology
 from miniguest.frontend import miniguest, vcpu
 from miniguest.frontend.engines.plan import Plan
+from miniguest.ring.errors import XenstoreError
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.hypercalls import Hypercalls
 from miniguest.ring.hypervisor import server as hypervisor
@@ -115,8 +116,11 @@ class Starter(ABC):
         for index in range(guest.vcpus):
             name = f"{guest.name}-vcpu{index}"
             vcpus.append(self._spawn(name, domid, HYPERVISOR_SIDE + index, self._vcpu_main(index, bios, choice.plan)))
-        # They start while xenstore is written.
-        self.toolstack.describe_guest(self.store, guest, domains, self._topology.link, self._console(guest, choice.deaf))
+        try:                            # they start while xenstore is written
+            self.toolstack.describe_guest(self.store, guest, domains, self._topology.link, self._console(guest, choice.deaf))
+        except XenstoreError:           # xenstored cannot serve a domain whose process has ended: that is the news then
+            self._judge(self._children.wait(0), [child, *vcpus])
+            raise
         self._wait_for_device_model(child, domid, stub, vcpus)
         serial = self._wait_for_tty(child, stub, vcpus) if guest.serial == "pty" else guest.serial
         self.toolstack.unpause(domid)
@@ -166,12 +170,16 @@ class Starter(ABC):
         because of `child` or those with it; ProcessDied when another process ends meanwhile that should not."""
         deadline = time.monotonic() + START_SECONDS
         while not done():
-            for dead in self._children.wait(deadline - time.monotonic(), fd):
-                if dead is child or dead in with_it:
-                    raise StartFailed(f"{dead.name} {dead.how()} while starting{self._last_words(dead)}")
-                self._ended(dead)
+            self._judge(self._children.wait(deadline - time.monotonic(), fd), [child, *with_it])
             if time.monotonic() > deadline:
                 raise StartFailed(f"{child.name} is not up after {START_SECONDS:g} s{self._last_words(child)}")
+
+    def _judge(self, dead: list[Child], starting: Sequence[Child]) -> None:
+        """Processes ended: StartFailed if one of them was just starting."""
+        for child in dead:
+            if child in starting:
+                raise StartFailed(f"{child.name} {child.how()} while starting{self._last_words(child)}")
+            self._ended(child)
 
     def _wait_for_device_model(self, child: Child, domid: int, stub: int, with_it: Sequence[Child] = ()) -> None:
         self._wait_for_node(f"/local/domain/{stub}/device-model/{domid}/state", lambda value: value == b"running", child, with_it)

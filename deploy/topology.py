@@ -227,7 +227,10 @@ def pack_guests(guests: tuple[Guest, ...]) -> list[dict[str, Any]]:
 
 def unpack_guests(values: object) -> tuple[Guest, ...]:
     """What `pack_guests` made. ValueError for anything else."""
-    return msgspec.convert(values, tuple[Guest, ...], dec_hook=_decode)
+    try:
+        return msgspec.convert(values, tuple[Guest, ...], dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
 
 
 def _decode(kind: type, value: Any) -> Path:

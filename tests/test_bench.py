@@ -268,5 +268,5 @@ def test_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
         *(f"spawn {what}, the {end} 10" for what in ("guest", "guest, CPU", "page") for end in ("first", "last")),
     }
     assert rows.pop("spawn idle").unit == "ms/s"
-    assert all(each.value > 0 and (not each.reference or each.reference in rows) for each in found.rows)
+    assert all(each.value > 0 and (not each.reference or each.reference in rows) for each in rows.values())
     assert rows["spawn guest"].windows == 2 and rows["spawn guest"].unit == "ms"
