@@ -71,6 +71,9 @@ class Starter(ABC):
 
     def start_dom0(self, undo: ExitStack) -> None:
         """Bring up what all guests share: the hypervisor, xenstored and the backends."""
+        # What is there by now is never garbage. A child whose collector looked at it would take its time, and copy it all.
+        gc.collect()
+        gc.freeze()
         me, report_to = os.getpid(), os.dup(sys.__stderr__.fileno()) if sys.__stderr__ else -1
         self._spawn_ready("hypervisor", lambda ready: hypervisor.main(self._runtime, me, ready, report_to, self._leftovers))
         self._hypercalls = Hypercalls(self._runtime)
@@ -105,9 +108,7 @@ class Starter(ABC):
         bios = firmware.find(guest.firmware, Path())
         choice = engines.choose(guest, self._topology.clock, self._record)
         if not self._guests:
-            # What is there by now is never garbage. A child whose collector looked at it would have a copy of all of it.
-            gc.collect()
-            gc.freeze()
+            gc.freeze()                 # the engine, too
         domains = self.toolstack.create_guest(guest, domid, stub)
         if choice.wall_ns is not None:
             self.toolstack.step_clock(domid, choice.wall_ns, self._record is not None)

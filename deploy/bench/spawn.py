@@ -2,7 +2,8 @@
 
     spawn guest           from asking for one until it has executed its first instruction
     spawn guest, PSS      what its two processes then hold of memory, shared pages in parts, without its RAM
-    spawn guest, CPU      what all processes of the topology, and who asked, computed for it
+    spawn guest, CPU      what all processes of the topology, and who asked, computed for it; and how many bare interpreters, started
+                          right after it, would have done with that: a ratio that a machine of changing speed moves less
     spawn page            what it costs to write to a page of memory that was nobody's, measured after each guest
     spawn idle            what all processes of the topology compute a second, once all guests sleep
 
@@ -12,6 +13,7 @@ of these beside the quickest of those and so on. Where the host of a virtual mac
 five times as long, and a process that is forked begins with thousands of them: `spawn page` tells that from what is ours.
 """
 import mmap
+import resource
 import subprocess
 import sys
 import tempfile
@@ -50,10 +52,11 @@ FIRMWARE: Final = (bytes(0xFFF0) + bytes.fromhex("e680 fb f4 ebfc")).ljust(0x100
 
 @dataclass(slots=True)
 class Costs:
-    """Of each guest in turn: milliseconds, milliseconds of CPU, MiB; and microseconds of a page."""
+    """Of each guest in turn: milliseconds, milliseconds of CPU, those in bare interpreters, MiB; and microseconds of a page."""
 
     took: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    pythons: list[float] = field(default_factory=list)
     pss: list[float] = field(default_factory=list)
     page: list[float] = field(default_factory=list)
 
@@ -89,6 +92,7 @@ class Spawner:
         mine = [child.pid for child in self._supervisor.processes if child.name.startswith(f"{guest.name}-")]
         self.costs.pss.append(sum(_pss(pid) for pid in mine))
         self.costs.cpu.append((self.computed() - others + own) * 1e3)
+        self.costs.pythons.append(self.costs.cpu[-1] / _python_cpu())
         self.costs.page.append(self._fresh_page())
 
     def computed(self) -> float:
@@ -130,6 +134,14 @@ def _python() -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", ""], check=True)
     return (time.perf_counter() - start) * 1e3
+
+
+def _python_cpu() -> float:
+    """Milliseconds of CPU for that."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    _python()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1e3
 
 
 def _python_pss() -> float:
@@ -187,6 +199,7 @@ def measure(windows: int, peers: bool, progress: Callable[[str], None]) -> Measu
         row(PYTHON_PSS, "MiB", bare, least=True),
         *_ends("spawn guest", "ms", costs.took),
         *_ends("spawn guest, CPU", "ms", costs.cpu),
+        *_ends("spawn guest, CPU in pythons", "", costs.pythons),
         *_ends("spawn page", "us", costs.page),
         row("spawn idle", "ms/s", [idle], least=True),
     ])
