@@ -2,8 +2,8 @@
 
     spawn guest           from asking for one until it has executed its first instruction
     spawn guest, PSS      what its two processes then hold of memory, shared pages in parts, without its RAM
-    spawn guest, CPU      what all processes of the topology, and who asked, computed for it; and how many bare interpreters, started
-                          right after it, would have done with that: a ratio that a machine of changing speed moves less
+    spawn guest, CPU      what all processes of the topology, and who asked, computed for it; and how many bare interpreters,
+                          started right after it, take as much: a ratio that a machine of changing speed moves less
     spawn page            what it costs to write to a page of memory that was nobody's, measured after each guest
     spawn idle            what all processes of the topology compute a second, once all guests sleep
 
