@@ -27,15 +27,20 @@ class Opened(Protocol):
 class BackendDirectory:
     """The devices under /local/domain/0/backend/KIND/DOMID/DEVICE.
 
-    opened(domid, device, path): makes the device; what it raises is left in the device's `error` node.
+    opened(domid, device, path): makes the device; what it raises is left in the device's `error` node. parted(domid): called when
+    the last device of a domain was closed.
 
     A device whose own state is Initialising was made (again) by the toolstack, for its backend never goes back there.
     """
 
-    def __init__(self, store: Xenstore, kind: str, opened: Callable[[int, int, str], Opened]) -> None:
+    def __init__(
+        self, store: Xenstore, kind: str, opened: Callable[[int, int, str], Opened],
+        parted: Callable[[int], None] = lambda domid: None,
+    ) -> None:
         self._store = store
         self._directory = f"/local/domain/0/backend/{kind}"
         self._opened = opened
+        self._parted = parted
         self._devices: dict[tuple[int, int], Opened | None] = {}
         store.watch(self._directory, self._changed)
 
@@ -67,6 +72,8 @@ class BackendDirectory:
         key, path = (domid, device), f"{self._directory}/{domid}/{device}"
         if key in self._devices and not self._is_same(path):
             self._close(path, self._devices.pop(key))
+            if not any(other == domid for other, _ in self._devices):
+                self._parted(domid)
         if key not in self._devices and self._store.exists(f"{path}/frontend"):
             self._store.retry(lambda nodes: self._open(nodes, domid, device, path))
 

@@ -1,6 +1,7 @@
 """Bringing up a topology: what all guests share, then a guest with its mini-guest and its vCPUs."""
 import gc
 import os
+import resource
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from miniguest.backend.blkback import process as blkback
 from miniguest.backend.console import process as console_backend
 from miniguest.backend.netback import process as netback
 from miniguest.backend.xenstored import process as xenstored
-from miniguest.deploy import engines, firmware
+from miniguest.deploy import engines, firmware, report
 from miniguest.deploy.children import Child, Children
 from miniguest.deploy.control import Desk
 from miniguest.deploy.errors import StartFailed
@@ -35,7 +36,7 @@ START_SECONDS: Final = 30.0             # to be up, for one process on a busy ma
 
 @dataclass(slots=True)
 class Running:
-    """A guest and its processes. serial: where its serial line is: "stdio", or a path."""
+    """A guest and its processes. serial: where its serial line is: "stdio", or a path. told: the report of one that was removed."""
 
     guest: Guest
     serial: str
@@ -44,6 +45,7 @@ class Running:
     stub: int
     mini_guest: Child
     vcpus: list[Child]
+    told: tuple[report.Guest, list[report.Ring]] | None = None
 
     @property
     def ended(self) -> bool:
@@ -71,6 +73,9 @@ class Starter(ABC):
 
     def start_dom0(self, undo: ExitStack) -> None:
         """Bring up what all guests share: the hypervisor, xenstored and the backends."""
+        # The hypervisor has eight descriptors open for each guest.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         # What is there by now is never garbage. A child whose collector looked at it would take its time, and copy it all.
         gc.collect()
         gc.freeze()

@@ -106,6 +106,8 @@ class Supervisor(Starter):
         if not running.ended:
             self._children.stop(running.vcpus, KILL_SECONDS)
             self._release(running)
+        running.told = self._report(running)
+        self.toolstack.destroy_guest(self.store, running.domid, running.stub)
 
     # -- watch
     def watch(self, timeout: float | None) -> report.RunResult:
@@ -123,15 +125,11 @@ class Supervisor(Starter):
             desk.serve()
         desk.close()
         self._stop_in_order()
+        told = [self._report(running) for running in self._guests]
         return report.RunResult(
             topology=self._topology.name,
-            guests=tuple(
-                guest_report(
-                    self._runtime, running.guest, running.engine, running.domid, running.stub, self._how(running)
-                )
-                for running in self._guests
-            ),
-            rings=tuple(ring for running in self._guests for ring in ring_reports(self._runtime, running.guest, running.stub)),
+            guests=tuple(guest for guest, _ in told),
+            rings=tuple(ring for _, rings in told for ring in rings),
             processes=tuple(
                 report.Process(child.name, child.pid, child.exit_code, round(child.cpu_s, 3), child.max_rss_bytes)
                 for child in self._children.all
@@ -172,6 +170,14 @@ class Supervisor(Starter):
         """The guest called "guest"."""
         self.remove_guest(str(request["guest"]))
         return {"topology": self._topology.name}
+
+    def _report(self, running: Running) -> tuple[report.Guest, list[report.Ring]]:
+        """A guest's part of the report. What it is made of goes with its domain."""
+        if running.told:
+            return running.told
+        runtime, guest, stub = self._runtime, running.guest, running.stub
+        told = guest_report(runtime, guest, running.engine, running.domid, stub, self._how(running))
+        return told, ring_reports(runtime, guest, stub)
 
     def _time_out(self) -> None:
         """Time is up: stop the guests that still run."""

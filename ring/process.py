@@ -92,6 +92,11 @@ class Process:
         self._memories.pop(domid, None)
         self._grant_tables.pop(domid, None)
 
+    def part(self, domid: int) -> None:
+        """Nothing connects us to a domain any more: neither its memory nor its doorbells are needed."""
+        self.forget(domid)
+        self.events.forget(domid)
+
     def alloc_unbound(self, remote_domid: int) -> Port:
         """A new port that `remote_domid` may bind to."""
         return self.events.alloc_unbound(remote_domid)

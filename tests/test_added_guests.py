@@ -21,7 +21,7 @@ from miniguest.deploy.toolstack import Toolstack
 from miniguest.deploy.topology import Disk, Guest, Topology, load_guests
 from miniguest.ring.abi.sched import SHUTDOWN_poweroff
 from miniguest.ring.errors import HypercallError
-from miniguest.ring.exits import exits_path, read_exits
+from miniguest.ring.memory import domain_directory
 
 # Says ACK, for a UART that was just switched on has five bits, and sleeps for good:
 # mov dx, 0x3f8; mov al, 6; out dx, al; mov al, 10; out dx, al; 1: sti; hlt; jmp 1b
@@ -290,7 +290,8 @@ def test_another_guest_may_end_while_one_is_added(ground: tuple[Supervisor, Path
     assert supervisor.store.directory("/local/domain/0/backend/vbd") == [str(new.stub)]
     assert not new.ended
     supervisor.remove_guest("new")
-    assert new.ended and read_exits(exits_path(directory, new.domid))
+    assert new.told and new.told[0].ended == "poweroff"
+    assert not domain_directory(directory, new.domid).exists() and not domain_directory(directory, new.stub).exists()
 
 
 def test_paths_start_where_the_asker_said(tmp_path: Path) -> None:

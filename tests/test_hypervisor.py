@@ -33,6 +33,8 @@ class Bells:
     def __init__(self) -> None:
         self.rung: list[tuple[int, int]] = []
 
+    def forget(self, domid: int, vcpu: int) -> None: ...
+
     def ring(self, domid: int, vcpu: int) -> None:
         self.rung.append((domid, vcpu))
 

@@ -129,5 +129,5 @@ def main(process: Process, output: int) -> None:
     def opened(domid: int, _device: int, path: str) -> Console:
         return Console(process, store, domid, path, output)
 
-    process.undo.callback(BackendDirectory(store, "console", opened).close)
+    process.undo.callback(BackendDirectory(store, "console", opened, process.part).close)
     process.loop.run()

@@ -7,7 +7,7 @@ from typing import Any
 
 from miniguest.ring import _core
 from miniguest.ring.abi.ioreq import IOREQ
-from miniguest.ring.doorbell import Bells
+from miniguest.ring.doorbell import VCPU_MASK, Bells
 from miniguest.ring.errors import HypercallError
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.grants import TRACK_ENTRIES, track_path
@@ -130,6 +130,7 @@ class Operations:
                     remains = grant_remains(self.runtime, self.domains, domain.domid, vcpu, item.owner)
                     self.unreleased += [held for held in remains if not held.release(self._locked_out)]
                     raise_and_close(self.channels, self.domains, self.bells, domain.domid, vcpu)
+                    self.bells.forget(domain.domid, vcpu & VCPU_MASK)
         return names
 
     def release(self) -> None:
