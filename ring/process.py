@@ -1,5 +1,6 @@
 """What every process of a topology has: its place (domain and vCPU), its loop, and the ways to the others."""
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -96,6 +97,8 @@ class Process:
         """Nothing connects us to a domain any more: neither its memory nor its doorbells are needed."""
         self.forget(domid)
         self.events.forget(domid)
+        # What served it may hold its memory in circles of references, which take no room that the collector would count.
+        gc.collect()
 
     def alloc_unbound(self, remote_domid: int) -> Port:
         """A new port that `remote_domid` may bind to."""
