@@ -1,14 +1,13 @@
 """The back half of a split device's handshake (xen/io/xenbus.h): what blkback and netback do the same way."""
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from miniguest.backend.sparingly import SparingLog
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, PeerError, XenstoreError
 from miniguest.ring.process import Process
-from miniguest.ring.xenbus import Keys, forget_error, read_state, step_state, write_error, write_keys
+from miniguest.ring.xenbus import Keys, forget_error, is_gone, read_state, step_state, write_error, write_keys
 from miniguest.ring.xenstore import Nodes, Xenstore
 from miniguest.ring.xenstore.client import Transaction, Value
 
@@ -68,7 +67,8 @@ class BackendDevice:
     def _change(self, change: Callable[[Transaction], object]) -> None:
         """Do it, unless the toolstack has removed our directory (writing would bring it back), or there is another device."""
         def guarded(nodes: Transaction) -> None:
-            if nodes.exists(self.path) and not self._is_replaced(nodes):
+            state = read_state(nodes, self.path)
+            if not is_gone(nodes, self.path, state) and not (self._opened and state == XenbusState.Initialising):
                 change(nodes)
 
         self.store.retry(guarded)
@@ -99,8 +99,11 @@ class BackendDevice:
         """A frontend that starts (again): nothing of the last connection counts."""
         self.disconnect()
         self.over = False
-        self._change(partial(forget_error, path=self.path))
-        self._change(self.await_frontend)
+        self._change(self._forgive)
+
+    def _forgive(self, nodes: Transaction) -> None:
+        forget_error(nodes, self.path)
+        self.await_frontend(nodes)
 
     def _connect(self) -> None:
         if not self.is_connected and not self.over:     # keys written after Connected are ignored

@@ -6,10 +6,12 @@ from typing import Final, Protocol
 
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, XenstoreError
-from miniguest.ring.xenbus import forget_error, read_state, step_state, write_error
+from miniguest.ring.xenbus import forget_error, is_gone, read_state, step_state, write_error
 from miniguest.ring.xenstore import Transaction, Xenstore
 
-_DEVICE: Final = re.compile(r"^(\d+)/(\d+)(?:/|$)")
+# What tells of a device that came or went: its domain's directory or its own, and the nodes that the toolstack writes last. The
+# others, most of which its backend writes itself, are not looked into.
+_TELLING: Final = re.compile(r"(\d+)(?:/(\d+)(?:/(?:frontend|state))?)?")
 log = logging.getLogger(__name__)
 
 
@@ -25,48 +27,60 @@ class Opened(Protocol):
 class BackendDirectory:
     """The devices under /local/domain/0/backend/KIND/DOMID/DEVICE.
 
-    opened(domid, device, path): makes the device; what it raises is left in the device's `error` node.
+    opened(domid, device, path): makes the device; what it raises is left in the device's `error` node. parted(domid): called when
+    the last device of a domain was closed.
 
     A device whose own state is Initialising was made (again) by the toolstack, for its backend never goes back there.
     """
 
-    def __init__(self, store: Xenstore, kind: str, opened: Callable[[int, int, str], Opened]) -> None:
+    def __init__(
+        self, store: Xenstore, kind: str, opened: Callable[[int, int, str], Opened],
+        parted: Callable[[int], None] = lambda domid: None,
+    ) -> None:
         self._store = store
         self._directory = f"/local/domain/0/backend/{kind}"
         self._opened = opened
+        self._parted = parted
         self._devices: dict[tuple[int, int], Opened | None] = {}
         store.watch(self._directory, self._changed)
 
     def _changed(self, path: str) -> None:
         """Something below the directory changed; an event for the directory itself means: look at all of it."""
-        named = _DEVICE.match(path.removeprefix(self._directory).lstrip("/"))
-        if named:
-            self._look(int(named[1]), int(named[2]))
-            return
-        found = {
-            (int(domid), int(device))
-            for domid in self._list(self._directory)
-            for device in self._list(f"{self._directory}/{domid}")
-            if domid.isdigit() and device.isdigit()
-        }
-        for key in found | set(self._devices):
-            self._look(*key)
+        below = path.removeprefix(self._directory).lstrip("/")
+        telling = _TELLING.fullmatch(below)
+        if telling and telling[2]:
+            self._look(int(telling[1]), int(telling[2]))
+        elif telling:
+            self._look_at_all(int(telling[1]))
+        elif not below:
+            for domid in {*self._list(self._directory), *(domid for domid, _ in self._devices)}:
+                self._look_at_all(domid)
 
-    def _list(self, path: str) -> list[str]:
+    def _look_at_all(self, domid: int) -> None:
+        """At every device of a domain."""
+        known = (device for other, device in self._devices if other == domid)
+        for device in {*self._list(f"{self._directory}/{domid}"), *known}:
+            self._look(domid, device)
+
+    def _list(self, path: str) -> list[int]:
         try:
-            return self._store.directory(path)
+            return [int(name) for name in self._store.directory(path) if name.isdigit()]
         except XenstoreError:
             return []
 
     def _look(self, domid: int, device: int) -> None:
         key, path = (domid, device), f"{self._directory}/{domid}/{device}"
-        if key in self._devices and (self._is_anew(path) or not self._store.exists(path)):
+        if key in self._devices and not self._is_same(path):
             self._close(path, self._devices.pop(key))
+            if not any(other == domid for other, _ in self._devices):
+                self._parted(domid)
         if key not in self._devices and self._store.exists(f"{path}/frontend"):
             self._store.retry(lambda nodes: self._open(nodes, domid, device, path))
 
-    def _is_anew(self, path: str) -> bool:
-        return read_state(self._store, path) == XenbusState.Initialising
+    def _is_same(self, path: str) -> bool:
+        """Whether the device there is neither gone nor made anew."""
+        state = read_state(self._store, path)
+        return state != XenbusState.Initialising and not is_gone(self._store, path, state)
 
     def _open(self, nodes: Transaction, domid: int, device: int, path: str) -> None:
         """Open it, and end its Initialising in a transaction that began before: when it is made again meanwhile, that fails

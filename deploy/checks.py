@@ -36,12 +36,22 @@ def check(topology: Topology, file: Path) -> Topology:
         checker.name("link", name)
     network = NetworkChecker(file, topology, checker.files)
     links = network.links()
-    guests = tuple(checker.guest(f"guest[{i}]", guest, network) for i, guest in enumerate(topology.guest))
-    for i, guest in enumerate(guests):
-        if trouble := engines.trouble(guest, topology.clock):
-            key, message = trouble
-            checker.fail(f"guest[{i}].{key}", message)
-    return msgspec.structs.replace(topology, guest=guests, link=links)
+    return msgspec.structs.replace(topology, guest=checker.all(topology.guest, network, topology.clock), link=links)
+
+
+def check_added(topology: Topology, guests: tuple[Guest, ...], file: Path, base: Path) -> tuple[Guest, ...]:
+    """Guests for a topology that was checked and runs, with their paths absolute. base: where relative paths start.
+
+    Raises TopologyError, with `file` and the key, at the first wrong value.
+    """
+    checker = _Checker(file, base)
+    if not guests:
+        checker.fail("guest", "at least one [[guest]] is needed")
+    network = NetworkChecker(file, topology, checker.files, base)
+    network.remember_links(topology.name)
+    for guest in topology.guest:
+        checker.remember(f"{topology.name}/{guest.name}", guest, network)
+    return checker.all(guests, network, topology.clock)
 
 
 def as_name(text: str) -> str:
@@ -91,15 +101,38 @@ def _readable(image: Path) -> bool:
 class _Checker:
     """One pass over a topology; remembers what must not occur twice."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, base: Path | None = None) -> None:
         self.file = file
-        self.base = file.absolute().parent
+        self.base = base or file.absolute().parent
         self.guests: dict[str, str] = {}                # name -> key
         self.files = Files()
         self.images: dict[tuple[int, int], tuple[str, str]] = {}    # (device, inode) -> (key, access)
 
     def fail(self, key: str, message: str) -> NoReturn:
         raise TopologyError(self.file, key, message)
+
+    def all(self, guests: tuple[Guest, ...], network: NetworkChecker, clock: str) -> tuple[Guest, ...]:
+        """Every guest of the file, then whether its engine can be had."""
+        checked = tuple(self.guest(f"guest[{i}]", guest, network) for i, guest in enumerate(guests))
+        for i, guest in enumerate(checked):
+            if trouble := engines.trouble(guest, clock):
+                key, message = trouble
+                self.fail(f"guest[{i}].{key}", message)
+        return checked
+
+    def remember(self, key: str, guest: Guest, network: NetworkChecker) -> None:
+        """A guest that was checked when it started: what it has cannot be another's."""
+        self.guests[guest.name] = key
+        network.remember(key, guest.vif)
+        if guest.serial not in ("stdio", "pty"):
+            self.files.write(key, Path(guest.serial))
+        for path in [each for each in (Path(guest.firmware), guest.trace) if each]:
+            self.files.read(key, path)
+        for disk in guest.disk:
+            self.files.read(key, disk.image)
+            if disk.image.exists():
+                found = disk.image.stat()
+                self.images.setdefault((found.st_dev, found.st_ino), (key, disk.access))
 
     def name(self, key: str, name: str) -> None:
         if not NAME.fullmatch(name):

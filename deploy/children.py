@@ -55,6 +55,8 @@ class Children:
         self.all: list[Child] = []
         self._logs = log_directory
         self._untold: list[Child] = []          # those that ended while `stop` waited for others
+        self._by_fd: dict[int, Child] = {}      # the living, by pidfd
+        self._epoll = select.epoll()            # on their pidfds: to wait for one does not cost more the more there are
 
     def spawn(self, name: str, main: Callable[[], int | None], keep_stdin: bool = False) -> Child:
         """Fork a child that runs `main` and ends with what it returns."""
@@ -68,6 +70,8 @@ class Children:
                 self._run(name, main, keep_stdin, blocked)
             child = Child(name, pid, os.pidfd_open(pid))
             self.all.append(child)
+            self._by_fd[child.pidfd] = child
+            self._epoll.register(child.pidfd, select.EPOLLIN)
             return child
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -95,6 +99,13 @@ class Children:
         finally:
             os._exit(status)
 
+    def forget(self, some: Iterable[Child]) -> None:
+        """These ended, and were never here: neither they nor their logs."""
+        gone = set(map(id, some))
+        for child in (child for child in self.all if id(child) in gone):
+            (self._logs / f"{child.name}.log").unlink(missing_ok=True)
+        self.all = [child for child in self.all if id(child) not in gone]
+
     @property
     def untold(self) -> bool:
         """Whether `wait` has news without waiting."""
@@ -103,7 +114,7 @@ class Children:
     @property
     def living(self) -> list[Child]:
         """Those that have not been reaped."""
-        return [child for child in self.all if child.exit_code is None]
+        return list(self._by_fd.values())
 
     def wait(self, seconds: float | None, also: int | None = None) -> list[Child]:
         """Wait until some child ends, `also` is readable or the time is up; the children that ended, reaped.
@@ -114,12 +125,15 @@ class Children:
         return told or self._reap(seconds, also)
 
     def _reap(self, seconds: float | None, also: int | None = None) -> list[Child]:
-        poll = select.poll()
-        by_fd = {child.pidfd: child for child in self.living}
-        for fd in [*by_fd, *([also] if also is not None else [])]:
-            poll.register(fd, select.POLLIN)
-        ended = [by_fd[fd] for fd, _ in poll.poll(None if seconds is None else max(0, seconds) * 1000) if fd in by_fd]
+        if also is not None:
+            self._epoll.register(also, select.EPOLLIN)
+        ready = self._epoll.poll(None if seconds is None else max(0, seconds))
+        if also is not None:
+            self._epoll.unregister(also)
+        ended = [self._by_fd.pop(fd) for fd, _ in ready if fd in self._by_fd]
         for child in ended:
+            # Told to forget it before it is closed: its siblings have inherited the pidfd, which lives on in them.
+            self._epoll.unregister(child.pidfd)
             child.reap()
         return ended
 

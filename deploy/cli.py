@@ -18,13 +18,14 @@ from types import FrameType
 from typing import BinaryIO, NoReturn
 
 import click
+import msgspec
 from rich.console import Console
 
-from miniguest.deploy import engines, images, report, topology
+from miniguest.deploy import control, engines, images, report, topology
 from miniguest.deploy.errors import Interrupted, TopologyError
 from miniguest.deploy.images import FirstLight
 from miniguest.deploy.report import RunResult
-from miniguest.deploy.runtime import runtime_directory
+from miniguest.deploy.runtime import find, runtime_directory
 from miniguest.deploy.topology import Topology
 from miniguest.ring.errors import MiniguestError, UserError
 
@@ -74,6 +75,44 @@ def run(file: Path | None, disk: Path | None, timeout: float | None, runtime: Pa
         result = start(what, directory, timeout, output.console, leftovers, record)
         output.write(result)
         return _status(result) or _compare(first_light, result, output)
+
+
+@cli.command()
+@click.argument("running", metavar="TOPOLOGY|DIR")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--json", "json_file", metavar="FILE|-", help="Write what was added as JSON; '-' moves all else to stderr.")
+def add(running: str, file: Path, json_file: str | None) -> int:
+    """Add the guests of FILE to a topology that runs.
+
+    FILE holds [[guest]] tables, as a topology file does. The topology is found by its name, or by its runtime directory.
+    Either all guests of FILE are added, or none.
+    """
+    guests = topology.load_guests(file)
+    with ExitStack() as undo:
+        output = _Output(json_file, undo)
+        reply = control.ask(
+            find(running), "add", file=str(file), base=str(file.absolute().parent), guests=topology.pack_guests(guests)
+        )
+        output.write_json(msgspec.json.format(msgspec.json.encode(reply), indent=2) + b"\n")
+        for each in reply["guests"]:
+            line = f"{reply['topology']}/{each['name']}: domain {each['domid']}, mini-guest domain {each['mini_guest']}"
+            output.tables.print(line, highlight=False, soft_wrap=True)
+        for each, guest in zip(reply["guests"], guests, strict=True):
+            if guest.serial == "pty":
+                click.echo(f"miniguest: {each['name']}: serial line on {each['serial']}", err=True)
+    return 0
+
+
+@cli.command()
+@click.argument("running", metavar="TOPOLOGY|DIR")
+@click.argument("guest", metavar="GUEST")
+def remove(running: str, guest: str) -> int:
+    """Switch off GUEST of a topology that runs, and take away its devices.
+
+    It is in the run's report nevertheless, and a run whose last guest goes ends.
+    """
+    control.ask(find(running), "remove", guest=guest)
+    return 0
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -185,18 +224,23 @@ class _Output:
         return file
 
     def write(self, result: RunResult) -> None:
-        """The JSON, which replaces what was in the file, then the tables. Raises MiniguestError on a full disk."""
-        if self.json is not None:
-            try:
-                if self.json is not sys.stdout.buffer and stat.S_ISREG(os.fstat(self.json.fileno()).st_mode):
-                    self.json.truncate(0)
-                self.json.write(report.to_json(result))
-                self.json.flush()
-            except BrokenPipeError:
-                raise
-            except OSError as error:
-                raise MiniguestError(f"--json: cannot be written: {error.strerror}") from None
+        """The JSON, then the tables."""
+        self.write_json(report.to_json(result))
         report.print_tables(result, self.tables)
+
+    def write_json(self, content: bytes) -> None:
+        """The JSON, where it was asked for; it replaces what was in the file. Raises MiniguestError on a full disk."""
+        if self.json is None:
+            return
+        try:
+            if self.json is not sys.stdout.buffer and stat.S_ISREG(os.fstat(self.json.fileno()).st_mode):
+                self.json.truncate(0)
+            self.json.write(content)
+            self.json.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise MiniguestError(f"--json: cannot be written: {error.strerror}") from None
 
 
 def _remove_if_empty(path: Path) -> None:

@@ -7,6 +7,8 @@
     |   +-- ImageError       the README's GRUB image cannot be built here
     |   +-- RuntimeDirError  nowhere to put the runtime directory, or it is in use
     +-- ProcessDied          exit status 1
+    |   +-- StartFailed      of a process that was just started
+    +-- AskedInVain          exit status 1, of who asked: a topology that runs could not do it, and goes on
     +-- Interrupted          exit status 128 + the signal's number
 """
 from __future__ import annotations
@@ -41,6 +43,14 @@ class RuntimeDirError(UserError):
 
 class ProcessDied(MiniguestError):
     """A process of the topology ended that should not have; the message names it (exit status 1)."""
+
+
+class StartFailed(ProcessDied):
+    """A process, or one that it was started with, is not going to be up."""
+
+
+class AskedInVain(MiniguestError):
+    """A topology that runs could not do what it was asked for; it goes on as before."""
 
 
 class Interrupted(MiniguestError):

@@ -35,16 +35,32 @@ _INTERVAL: Final = 50_000               # microseconds between credits, as in xl
 class NetworkChecker:
     """One pass over the vifs and links of a topology file; remembers what must not occur twice."""
 
-    def __init__(self, file: Path, topology: Topology, files: Files) -> None:
+    def __init__(self, file: Path, topology: Topology, files: Files, base: Path | None = None) -> None:
         self.file = file
         self.files = files
-        self.base = file.absolute().parent
+        self.base = base or file.absolute().parent
         self.topology = topology
         self.macs: dict[str, str] = {}              # address -> key
         self.devices: dict[str, str] = {}           # TAP -> key
 
     def fail(self, key: str, message: str) -> NoReturn:
         raise TopologyError(self.file, key, message)
+
+    def remember(self, key: str, vifs: tuple[Vif, ...]) -> None:
+        """The vifs of a guest that was checked before."""
+        for vif in vifs:
+            self.macs[vif.mac] = key
+            if vif.rom:
+                self.files.read(key, Path(vif.rom))
+
+    def remember_links(self, name: str) -> None:
+        """The topology's links, which were checked before."""
+        for link_name, link in self.topology.link.items():
+            for field in ("file", "capture"):
+                if path := getattr(link, field):
+                    self.files.write(f"{name}/{link_name}", path)
+            if link.replay:
+                self.files.read(f"{name}/{link_name}", link.replay)
 
     # -- vifs
     def vifs(self, key: str, guest: str, vifs: tuple[Vif, ...]) -> tuple[Vif, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from miniguest.deploy.errors import RuntimeDirError
+from miniguest.deploy.errors import RuntimeDirError, TopologyError
 from miniguest.deploy.topology import Topology
 
 LOCK = "supervisor.pid"
@@ -53,6 +53,47 @@ def candidates() -> Iterator[tuple[Path, str]]:
     if os.geteuid() == 0:
         yield Path("/run"), "miniguest-"
     yield Path("/dev/shm"), f"miniguest-{os.geteuid()}-"
+
+
+def check_room(directory: Path, topology: Topology, file: Path) -> None:
+    """Whether the memory of all guests, those of `file` among them, has room beside what others have on its file system.
+
+    Raises TopologyError.
+    """
+    here = sum(path.lstat().st_blocks * 512 for path in directory.rglob("*"))
+    if (needed := room_needed(topology)) > (free := free_bytes(directory) + here):
+        raise TopologyError(file, "guest", f"{needed >> 20} MiB of room are needed, and {directory} has {free >> 20} MiB")
+
+
+def find(word: str) -> Path:
+    """The runtime directory of a topology that runs: by the directory itself, or by the topology's name.
+
+    A name finds what runs in a directory of its own on a tmpfs, as it does without --runtime. Raises RuntimeDirError.
+    """
+    directory = Path(word)
+    if is_live(directory):
+        return directory
+    if is_stale(directory):
+        raise RuntimeDirError(f"{word}: left over from a run that was killed")
+    running = _running()
+    found = [directory for name, directory in running if name == word]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RuntimeDirError(f"{word}: several of that name run: give one's directory: {', '.join(map(str, found))}")
+    known = ", ".join(sorted({name for name, _ in running}))
+    raise RuntimeDirError(f"{word}: no such topology runs, and no such runtime directory is there"
+                          + (f": what runs is {known}" if known else ""))
+
+
+def _running() -> list[tuple[str, Path]]:
+    """(topology's name, runtime directory) of what runs in directories that were made for it."""
+    return [
+        (directory.name.removeprefix(start)[:-9], directory)
+        for parent, start in candidates()
+        for directory in sorted(parent.glob(f"{start}*-????????"))
+        if is_live(directory)
+    ]
 
 
 def _fresh(topology: Topology) -> Path:
@@ -133,15 +174,25 @@ def _lock(directory: Path) -> int:
 
 def is_stale(directory: Path) -> bool:
     """Whether this is a runtime directory whose processes are all gone."""
+    return _is_locked(directory) is False
+
+
+def is_live(directory: Path) -> bool:
+    """Whether this is a runtime directory in which somebody lives."""
+    return _is_locked(directory) is True
+
+
+def _is_locked(directory: Path) -> bool | None:
+    """None: there is no lock, and so no runtime directory."""
     try:
         fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
         return False
+    except BlockingIOError:
+        return True
     finally:
         os.close(fd)
 

@@ -1,5 +1,7 @@
 """The toolstack: makes domains and their devices, as xl does. Hypercalls and xenstore, nothing else."""
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +17,9 @@ from miniguest.ring.abi.hvm_params import (
     HVM_PARAM_STORE_PFN,
 )
 from miniguest.ring.abi.xenbus import XenbusState
+from miniguest.ring.errors import HypercallError
 from miniguest.ring.guest_clock import GuestClock
-from miniguest.ring.hypercalls import Hypercalls
+from miniguest.ring.hypercalls import Call, Hypercalls
 from miniguest.ring.memory import FRAME_SIZE, SPECIAL, Memory, domain_directory
 from miniguest.ring.ram_notes import notes_path
 from miniguest.ring.xenbus import write_keys
@@ -29,6 +32,27 @@ VIF_MEMORY: Final = 3 * MIB             # and for each of its vifs: both rings' 
 DOM0_MEMORY: Final = MIB
 VDEVS: Final = {"hda": 768, "hdb": 832, "hdc": 5632, "hdd": 5696}      # Linux device numbers, as xl writes them
 STUB_SUFFIX: Final = "-dm"
+PLACES: Final = {HVM_PARAM_STORE_PFN: "xenstore", HVM_PARAM_CONSOLE_PFN: "console", HVM_PARAM_IOREQ_PFN: "ioreq"}
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain as the hypervisor has made it. frames: of RAM."""
+
+    domid: int
+    name: str
+    frames: int
+    store_port: int
+    console_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """Where a guest's serial line goes: "stdio", "pty" or a path; prefix: of each line; input: whether it gets the keys."""
+
+    output: str
+    prefix: str = ""
+    input: bool = False
 
 
 class Toolstack:
@@ -37,22 +61,36 @@ class Toolstack:
     def __init__(self, runtime: Path, hypercalls: Hypercalls) -> None:
         self._runtime = runtime
         self._call = hypercalls.call
+        self._multicall = hypercalls.multicall
 
     def create_dom0(self) -> None:
         """dom0, before any of its processes starts."""
         self._call("create_domain", domid=0, name="Domain-0", ram_frames=DOM0_MEMORY // FRAME_SIZE)
 
-    def create_guest(self, store: Xenstore, guest: Guest, domid: int, stub: int, links: Mapping[str, Link]) -> None:
-        """An HVM guest and its mini-guest, with everything in xenstore that their processes look for."""
-        self.create_domain(store, domid, guest.name, guest.memory * MIB)
-        self.create_domain(store, stub, guest.name + STUB_SUFFIX, STUB_MEMORY + len(guest.vif) * VIF_MEMORY)
-        self._call("create_ioreq_server", domid=domid, dm_domid=stub, vcpus=guest.vcpus)
-        self._set_params(domid, guest.memory * MIB // FRAME_SIZE, {HVM_PARAM_DM_DOMAIN: stub})
-        store.set_target(stub, domid)
+    def create_guest(self, guest: Guest, domid: int, stub: int) -> tuple[Domain, Domain]:
+        """An HVM guest, paused, and its mini-guest. Their processes may start: the vCPUs wait for `unpause`, and the
+        mini-guest until xenstored serves it, which is the end of `describe_guest`."""
+        domains = (
+            self._create(domid, guest.name, guest.memory * MIB),
+            self._create(stub, guest.name + STUB_SUFFIX, STUB_MEMORY + len(guest.vif) * VIF_MEMORY),
+        )
+        self._multicall(
+            ("pause_domain", {"domid": domid}),
+            ("create_ioreq_server", {"domid": domid, "dm_domid": stub, "vcpus": guest.vcpus}),
+            _set_param(domid, HVM_PARAM_DM_DOMAIN, stub),
+        )
+        return domains
+
+    def describe_guest(
+        self, store: Xenstore, guest: Guest, domains: tuple[Domain, Domain], links: Mapping[str, Link], console: Console
+    ) -> None:
+        """Everything in xenstore that a guest's processes look for; then xenstored serves its domains."""
+        domid, stub = (domain.domid for domain in domains)
+        for domain in domains:
+            _describe(store, domain)
+        self.add_console(store, stub, console)
         path = f"/local/domain/{stub}/device-model/{domid}"
-        store.write(path, "")
-        store.set_perms(path, [f"n{stub}", "r0"])
-        store.write(f"{path}/boot", guest.boot)
+        store.write_all({path: "", f"{path}/boot": guest.boot}, {path: [f"n{stub}", "r0"]})
         for disk in guest.disk:
             self.add_disk(store, stub, disk)
         memory = Memory(domain_directory(self._runtime, domid) / "memory")
@@ -64,6 +102,13 @@ class Toolstack:
             write_keys(store, f"{path}/card/{handle}", {"model": vif.model, "rom-frame": frame, "rom-size": len(image)})
             frame = _place_rom(memory, frame, image)
         memory.close()
+        for domain in domains:
+            _introduce(store, domain)
+        store.set_target(stub, domid)
+
+    def unpause(self, domid: int) -> None:
+        """Let a guest run, now that everything about it is there."""
+        self._call("unpause_domain", domid=domid)
 
     def step_clock(self, domid: int, wall_ns: int, recorded: bool) -> None:
         """Make a guest's clock one that its vCPU steps, before anything runs. wall_ns: since the epoch, at its start.
@@ -76,29 +121,21 @@ class Toolstack:
 
     def create_domain(self, store: Xenstore, domid: int, name: str, memory: int) -> None:
         """A domain of `memory` bytes of RAM, its ports for xenstore and console, and its directory in xenstore."""
-        frames = memory // FRAME_SIZE
-        self._call("create_domain", domid=domid, name=name, ram_frames=frames)
-        ports = {
-            HVM_PARAM_STORE_EVTCHN: self._call("evtchn_alloc_unbound", domid=domid, vcpu=0, remote_domid=0),
-            HVM_PARAM_CONSOLE_EVTCHN: self._call("evtchn_alloc_unbound", domid=domid, vcpu=0, remote_domid=0),
-        }
-        self._set_params(domid, frames, ports)
-        path = f"/local/domain/{domid}"
-        store.write(path, "")
-        store.set_perms(path, ["n0", f"r{domid}"])
-        write_keys(store, path, {"name": name, "domid": domid, "vm": f"/vm/{domid}", "memory/target": memory >> 10})
-        for directory in ("device", "data", "control", "error"):
-            store.write(f"{path}/{directory}", "")
-            store.set_perms(f"{path}/{directory}", [f"n{domid}"])
-        write_keys(store, f"{path}/console", {
-            "ring-ref": frames + SPECIAL["console"], "port": ports[HVM_PARAM_CONSOLE_EVTCHN], "type": "xenconsoled",
-        })
-        store.introduce(domid, frames + SPECIAL["xenstore"], ports[HVM_PARAM_STORE_EVTCHN])
+        domain = self._create(domid, name, memory)
+        _describe(store, domain)
+        _introduce(store, domain)
 
-    def _set_params(self, domid: int, frames: int, extra: dict[int, int]) -> None:
-        places = {HVM_PARAM_STORE_PFN: "xenstore", HVM_PARAM_CONSOLE_PFN: "console", HVM_PARAM_IOREQ_PFN: "ioreq"}
-        for index, value in ({index: frames + SPECIAL[name] for index, name in places.items()} | extra).items():
-            self._call("set_param", domid=domid, index=index, value=value)
+    def _create(self, domid: int, name: str, memory: int) -> Domain:
+        frames = memory // FRAME_SIZE
+        alloc: Call = ("evtchn_alloc_unbound", {"domid": domid, "vcpu": 0, "remote_domid": 0})
+        _, store_port, console_port, *_ = self._multicall(
+            ("create_domain", {"domid": domid, "name": name, "ram_frames": frames}), alloc, alloc,
+            *(_set_param(domid, index, frames + SPECIAL[place]) for index, place in PLACES.items()),
+        )
+        self._multicall(
+            _set_param(domid, HVM_PARAM_STORE_EVTCHN, store_port), _set_param(domid, HVM_PARAM_CONSOLE_EVTCHN, console_port)
+        )
+        return Domain(domid, name, frames, store_port, console_port)
 
     def add_disk(self, store: Xenstore, domid: int, disk: Disk) -> None:
         """A vbd: both directories, each readable by the other end, in one transaction."""
@@ -121,13 +158,13 @@ class Toolstack:
         front = f"/local/domain/{domid}/device/{kind}/{device}"
         back = f"/local/domain/0/backend/{kind}/{domid}/{device}"
         with store.transaction() as t:
-            for path, perms in ((front, [f"n{domid}", "r0"]), (back, ["n0", f"r{domid}"])):
-                t.write(path, "")
-                t.set_perms(path, perms)
-            write_keys(t, front, {"backend": back, "backend-id": 0, "state": int(XenbusState.Initialising), **front_keys})
-            write_keys(t, back, {
-                "frontend-id": domid, "online": 1, **back_keys, "state": int(XenbusState.Initialising), "frontend": front,
-            })
+            state = int(XenbusState.Initialising)
+            ours = {"backend": back, "backend-id": 0, "state": state, **front_keys}
+            theirs = {"frontend-id": domid, "online": 1, **back_keys, "state": state, "frontend": front}
+            nodes: dict[str, Value] = {front: "", back: ""}
+            for path, keys in ((front, ours), (back, theirs)):
+                nodes |= {f"{path}/{name}": value for name, value in keys.items()}
+            t.write_all(nodes, {front: [f"n{domid}", "r0"], back: ["n0", f"r{domid}"]})
 
     def release_guest(self, store: Xenstore, domid: int, stub: int) -> None:
         """A guest has ended: its devices go, and whoever watches @releaseDomain hears of it. Its memory stays."""
@@ -136,15 +173,23 @@ class Toolstack:
             if store.exists(path):
                 store.rm(path)
         for each in (stub, domid):
-            store.release(each)
+            if store.is_introduced(each):
+                store.release(each)
             store.rm(f"/local/domain/{each}")
 
-    def add_console(self, store: Xenstore, stub: int, output: str, prefix: str, stdin: bool) -> None:
+    def destroy_guest(self, store: Xenstore, domid: int, stub: int) -> None:
+        """Take back all of a guest that could not be started, however far it came. Its processes have ended."""
+        self.release_guest(store, domid, stub)
+        for each in (stub, domid):
+            with suppress(HypercallError):          # it came not even that far
+                self._call("destroy_domain", domid=each)
+
+    def add_console(self, store: Xenstore, stub: int, console: Console) -> None:
         """The mini-guest's console: its guest's serial line."""
         back = f"/local/domain/0/backend/console/{stub}/0"
         with store.transaction() as t:
             write_keys(t, back, {
-                "output": output, "prefix": prefix, "input": int(stdin),
+                "output": console.output, "prefix": console.prefix, "input": int(console.input),
                 "copy": str(console_copy(self._runtime, stub)), "frontend": f"/local/domain/{stub}/console",
             })
 
@@ -152,6 +197,28 @@ class Toolstack:
 def console_copy(runtime: Path, stub: int) -> Path:
     """Where everything that a mini-guest's console printed is kept while the topology lives."""
     return domain_directory(runtime, stub) / "console"
+
+
+def _describe(store: Xenstore, domain: Domain) -> None:
+    """Its directory in xenstore."""
+    domid, path = domain.domid, f"/local/domain/{domain.domid}"
+    own = [f"{path}/{directory}" for directory in ("device", "data", "control", "error")]
+    nodes: dict[str, Value] = {
+        path: "", f"{path}/name": domain.name, f"{path}/domid": domid, f"{path}/vm": f"/vm/{domid}",
+        f"{path}/memory/target": domain.frames * FRAME_SIZE >> 10, **dict.fromkeys(own, ""),
+        f"{path}/console/ring-ref": domain.frames + SPECIAL["console"], f"{path}/console/port": domain.console_port,
+        f"{path}/console/type": "xenconsoled",
+    }
+    store.write_all(nodes, {path: ["n0", f"r{domid}"], **{each: [f"n{domid}"] for each in own}})
+
+
+def _introduce(store: Xenstore, domain: Domain) -> None:
+    """Have xenstored serve it, which hears then what it has asked already."""
+    store.introduce(domain.domid, domain.frames + SPECIAL["xenstore"], domain.store_port)
+
+
+def _set_param(domid: int, index: int, value: int) -> Call:
+    return "set_param", {"domid": domid, "index": index, "value": value}
 
 
 def _place_rom(memory: Memory, frame: int, image: bytes) -> int:

@@ -114,6 +114,12 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return sum(guest.memory for guest in self.guest)
 
 
+class Addition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is added to a topology that runs."""
+
+    guest: tuple[Guest, ...]
+
+
 def load(file: Path, disk: Path | None = None) -> Topology:
     """Read and check a topology file; `disk` takes the place of the first guest's first disk.
 
@@ -125,6 +131,14 @@ def load(file: Path, disk: Path | None = None) -> Topology:
     if disk is not None:
         topology = _with_disk(topology, disk)
     return checks.check(topology, file)
+
+
+def load_guests(file: Path) -> tuple[Guest, ...]:
+    """Read a file of [[guest]] tables, for a topology that runs already. The values are not looked at.
+
+    Raises TopologyError.
+    """
+    return _convert(file, _tables(file, _read(file)), Addition).guest
 
 
 def of_disk(disk: Path, name: str = "") -> Topology:
@@ -139,6 +153,16 @@ def of_disk(disk: Path, name: str = "") -> Topology:
 
 def parse(file: Path, text: str) -> Topology:
     """TOML to a Topology whose keys and types are right; the values are not looked at. `file` is for the messages."""
+    tables = _tables(file, text)
+    links = tables.get("link")
+    if isinstance(links, dict):
+        # One by one: msgspec does not say under which name of a table it found something wrong.
+        for name, link in links.items():
+            _convert(file, link, Link, f"link.{name}")
+    return _convert(file, tables, Topology)
+
+
+def _tables(file: Path, text: str) -> dict[str, Any]:
     try:
         tables = tomllib.loads(text)
         zeros = [(key, word) for key, word in _words(tables) if "\0" in word]
@@ -149,12 +173,7 @@ def parse(file: Path, text: str) -> Topology:
         raise TopologyError(file, "", "not a topology file: tables or lists within each other without end") from None
     for key, word in zeros:
         raise TopologyError(file, key, f"{word!r} has a zero byte in it, which no name has")
-    links = tables.get("link")
-    if isinstance(links, dict):
-        # One by one: msgspec does not say under which name of a table it found something wrong.
-        for name, link in links.items():
-            _convert(file, link, Link, f"link.{name}")
-    return _convert(file, tables, Topology)
+    return tables
 
 
 def _words(value: object, key: str = "") -> Iterator[tuple[str, str]]:
@@ -199,6 +218,19 @@ def _with_disk(topology: Topology, image: Path) -> Topology:
     disk = msgspec.structs.replace(disk, image=image.absolute())
     guest = msgspec.structs.replace(guest, disk=(disk, *disks))
     return msgspec.structs.replace(topology, guest=(guest, *guests))
+
+
+def pack_guests(guests: tuple[Guest, ...]) -> list[dict[str, Any]]:
+    """Guests as plain values, for a message."""
+    return [msgspec.to_builtins(guest, enc_hook=str) for guest in guests]
+
+
+def unpack_guests(values: object) -> tuple[Guest, ...]:
+    """What `pack_guests` made. ValueError for anything else."""
+    try:
+        return msgspec.convert(values, tuple[Guest, ...], dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
 
 
 def _decode(kind: type, value: Any) -> Path:

@@ -19,6 +19,10 @@ from miniguest.ring.xenstore import Xenstore
 RING_PAGE_ORDER: Final = 2              # four pages, 128 slots, where the backend takes them
 SEGMENTS: Final = 256                   # of one request, where the backend takes so many
 MAX_INDIRECT: Final = 512               # what one indirect page holds
+PROPERTIES: Final = (
+    "sector-size", "sectors", "info", "feature-persistent", "feature-flush-cache", "feature-discard",
+    "feature-max-indirect-segments",
+)
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +64,7 @@ class BlkfrontDevice(FrontendDevice):
 
     def connected(self) -> None:
         """Read the disk's properties; it is there from now on."""
-        keys = Keys(self.store, self.backend)
+        keys = Keys(self.store, self.backend).fetch(*PROPERTIES)
         # blkif.h: 512 for a frontend that does not ask for more (feature-large-sector-size).
         keys.number("sector-size", SECTOR, least=SECTOR, most=SECTOR)
         features = Features(

@@ -35,6 +35,9 @@ class DeviceModel:
         self._port = process.events.adopt(int.from_bytes(page[offset : offset + 4], "little"))
         self._upcall.hush(self._slot, self._port.number)
         self.path = counters.path(self._slot, self._upcall, memory)
+
+    def connect(self) -> None:
+        """It is there: requests that need no Python notify it by themselves from now on."""
         self.path.channel = self._port.channel
 
     def request(

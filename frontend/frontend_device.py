@@ -50,14 +50,16 @@ class FrontendDevice:
 
     def start(self) -> None:
         """Begin the handshake."""
-        keys = Keys(self.store, self.path)
         try:
+            keys = Keys(self.store, self.path).fetch("backend", "backend-id", "state")
             self.backend = keys.text("backend")
             if not self.backend.startswith("/"):
                 raise PeerError(f"{self.path}/backend is {self.backend[:64]!r}, not a path")
             self.backend_domid = keys.number("backend-id", most=0x7FEF)
             # What a predecessor left in this directory is not ours: the backend is to start over as well.
-            self._restarted = switch_state(self.store, self.path, XenbusState.Initialising, anew=True)
+            self._restarted = keys.text("state", "") != str(int(XenbusState.Initialising)) and switch_state(
+                self.store, self.path, XenbusState.Initialising, anew=True
+            )
             self._watch = watch_state(self.store, self.backend, self._backend_changed)
         except MiniguestError as error:
             self.broken(str(error))

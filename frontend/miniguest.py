@@ -13,7 +13,7 @@ from miniguest.frontend.devices.device import Disk, GuestMemory
 from miniguest.frontend.netfront import Netfront
 from miniguest.frontend.netfront_xenbus import parse_mac
 from miniguest.frontend.network_card import CardPlan, Unplugged
-from miniguest.frontend.own_devices import connect_disks, connect_vifs, vif_handles
+from miniguest.frontend.own_devices import OwnDevices
 from miniguest.frontend.pages import Pages
 from miniguest.frontend.pc import Pc, Surroundings
 from miniguest.frontend.stepped import CountedDisk, NotedMemory, Outstanding, StepTimers
@@ -70,9 +70,9 @@ class MiniGuest:
         self.store = process.xenstore()
         self._pages = Pages(own)
         self._grants = Grants(own)
-        self.disks = connect_disks(process, self.store, self._pages, self._grants)
-        vifs = connect_vifs(process, self.store, self._pages, self._grants)
-        self._cards = [self._plan_card(memory, handle, vifs.get(handle)) for handle in vif_handles(self.store)]
+        own_devices = OwnDevices(process, self.store, self._pages, self._grants)
+        self.disks, vifs = own_devices.connect()
+        self._cards = [self._plan_card(memory, handle, vifs.get(handle)) for handle in own_devices.vif_handles]
         self._boot = self.store.read_text(f"device-model/{target}/boot")
         self._notes = _note_writer(process, target)
         in_step = self._timers is not None or self._notes is not None
@@ -82,11 +82,13 @@ class MiniGuest:
         self._console = self._connect_console(own)
         self._lines = InterruptLines(self._set_line)
         timers = self._timers or process.loop
-        self._bus = Bus(HypervisorClaims(process, target), self._lines, self._target_memory, timers, self._clock.now, self._hold)
+        self._claims = HypervisorClaims(process, target)
+        self._bus = Bus(self._claims, self._lines, self._target_memory, timers, self._clock.now, self._hold)
         if not self._in_step:
             self._requests.readers, self._requests.writers = self._bus.readers, self._bus.writers
         self._vcpus = vcpus
-        self.pc = self._make_pc()
+        with self._claims.together():
+            self.pc = self._make_pc()
         self._settle()
         for vif in vifs.values():
             vif.start()
@@ -94,7 +96,7 @@ class MiniGuest:
     def _plan_card(self, memory: Memory, handle: int, vif: Netfront | None) -> CardPlan:
         path = f"device/vif/{handle}"
         plugged = vif or Unplugged(parse_mac(Keys(self.store, path).text("mac"), path))
-        keys = Keys(self.store, f"device-model/{self._target}/card/{handle}")
+        keys = Keys(self.store, f"device-model/{self._target}/card/{handle}").fetch("model", "rom-frame", "rom-size")
         frame, size = keys.number("rom-frame"), keys.number("rom-size")
         rom = bytes(memory.frames(frame, -(-size // FRAME_SIZE))[:size]) if size else b""
         counters = CardCounters(card_counters_path(self._process.runtime, self._target, handle))
@@ -122,8 +124,9 @@ class MiniGuest:
         self._requests.before_answer = self._finish_reset
 
     def _finish_reset(self) -> None:
-        self._bus.clear()
-        self.pc = self._make_pc()
+        with self._claims.together():
+            self._bus.clear()
+            self.pc = self._make_pc()
         self._shutdown(SHUTDOWN_reboot)
         self._settle()
 

@@ -63,7 +63,7 @@ class NetfrontDevice(FrontendDevice):
     # -- rings
     def offer(self) -> None:
         """Allocate and grant the rings and their buffers, and tell the backend of them."""
-        keys = Keys(self.store, self.backend)
+        keys = Keys(self.store, self.backend).fetch("multi-queue-max-queues", "feature-split-event-channels", "feature-sg")
         count = min(self._wanted_queues, keys.number("multi-queue-max-queues", 1, least=1))
         split, sg = keys.flag("feature-split-event-channels"), keys.flag("feature-sg")
         written: dict[str, int | str | bytes] = {
@@ -135,8 +135,9 @@ class NetfrontDevice(FrontendDevice):
     # -- states
     def connected(self) -> None:
         """Read the vif's properties; it is there from now on."""
-        mac = Keys(self.store, self.path).text("mac", "") or Keys(self.store, self.backend).text("mac")
-        mtu = Keys(self.store, self.path).number("mtu", MTU, least=68, most=MOST_MTU)
+        keys = Keys(self.store, self.path).fetch("mac", "mtu")
+        mac = keys.text("mac", "") or Keys(self.store, self.backend).text("mac")
+        mtu = keys.number("mtu", MTU, least=68, most=MOST_MTU)
         address = parse_mac(mac, self.path)
         self.netfront = Netfront(address, mtu, self._queues, self.broken, self.process.loop.call_soon)
         for index in range(len(self._queues)):

@@ -9,6 +9,7 @@ from miniguest.frontend.frontend_device import FrontendDevice
 from miniguest.frontend.netfront import Netfront
 from miniguest.frontend.netfront_xenbus import NetfrontDevice
 from miniguest.frontend.pages import Pages
+from miniguest.ring.errors import XenstoreError
 from miniguest.ring.grants import Grants
 from miniguest.ring.process import Process
 from miniguest.ring.xenstore import Xenstore
@@ -19,45 +20,55 @@ Make = Callable[[str, Callable[[_T], None], Callable[[str], None]], FrontendDevi
 log = logging.getLogger(__name__)
 
 
-def connect_disks(process: Process, store: Xenstore, pages: Pages, grants: Grants) -> dict[str, Blkfront]:
-    """Connect every vbd of the domain; wait until each is there, or cannot be. By vdev."""
+class OwnDevices:
+    """The vbds and vifs of the process's domain. vif_handles: of every vif, connected or not."""
 
-    def make(path: str, ready: Callable[[Blkfront], None], lost: Callable[[str], None]) -> FrontendDevice:
-        return BlkfrontDevice(process, store, path, pages, grants, ready, lost)
+    def __init__(self, process: Process, store: Xenstore, pages: Pages, grants: Grants) -> None:
+        self._process = process
+        self._store = store
+        self._pages = pages
+        self._grants = grants
+        self._waiting: set[str] = set()
+        self.vif_handles = self._numbers("vif")
 
-    return {VDEVS[number]: disk for number, disk in _connect(process, store, "vbd", make).items()}
+    def connect(self) -> tuple[dict[str, Blkfront], dict[int, Netfront]]:
+        """Connect all of them at the same time; wait until each is there, or cannot be. Disks by vdev, vifs by handle."""
+        process, store, pages, grants = self._process, self._store, self._pages, self._grants
 
+        def vbd(path: str, ready: Callable[[Blkfront], None], lost: Callable[[str], None]) -> FrontendDevice:
+            return BlkfrontDevice(process, store, path, pages, grants, ready, lost)
 
-def connect_vifs(process: Process, store: Xenstore, pages: Pages, grants: Grants) -> dict[int, Netfront]:
-    """Connect every vif of the domain; wait until each is there, or cannot be. By handle."""
+        def vif(path: str, ready: Callable[[Netfront], None], lost: Callable[[str], None]) -> FrontendDevice:
+            return NetfrontDevice(process, store, path, pages, grants, ready, lost)
 
-    def make(path: str, ready: Callable[[Netfront], None], lost: Callable[[str], None]) -> FrontendDevice:
-        return NetfrontDevice(process, store, path, pages, grants, ready, lost)
+        disks = self._start("vbd", self._numbers("vbd"), vbd)
+        vifs = self._start("vif", self.vif_handles, vif)
+        while self._waiting and not process.loop.stopping:
+            process.loop.turn()
+        return {VDEVS[number]: disk for number, disk in disks.items()}, vifs
 
-    return _connect(process, store, "vif", make)
+    def _numbers(self, kind: str) -> list[int]:
+        try:
+            return sorted(int(name) for name in self._store.directory(f"device/{kind}"))
+        except XenstoreError as error:
+            if error.code != "ENOENT":
+                raise
+            return []
 
+    def _start(self, kind: str, numbers: list[int], make: Make[_T]) -> dict[int, _T]:
+        """Begin to connect these; in what is returned each is found once it is there."""
+        found: dict[int, _T] = {}
+        for number in numbers:
+            path = f"device/{kind}/{number}"
+            self._waiting.add(path)
 
-def vif_handles(store: Xenstore) -> list[int]:
-    """The handles of the domain's vifs, connected or not."""
-    return sorted(int(name) for name in store.directory("device/vif")) if store.exists("device/vif") else []
+            def ready(device: _T, number: int = number, path: str = path) -> None:
+                found[number] = device
+                self._waiting.discard(path)
 
+            def lost(reason: str, path: str = path) -> None:
+                log.error("%s: %s", path, reason)
+                self._waiting.discard(path)
 
-def _connect(process: Process, store: Xenstore, kind: str, make: Make[_T]) -> dict[int, _T]:
-    found: dict[int, _T] = {}
-    waiting: set[int] = set()
-    for name in store.directory(f"device/{kind}") if store.exists(f"device/{kind}") else []:
-        number = int(name)
-        waiting.add(number)
-
-        def ready(device: _T, number: int = number) -> None:
-            found[number] = device
-            waiting.discard(number)
-
-        def lost(reason: str, number: int = number) -> None:
-            log.error("%s %d: %s", kind, number, reason)
-            waiting.discard(number)
-
-        process.undo.callback(make(f"device/{kind}/{name}", ready, lost).close)
-    while waiting and not process.loop.stopping:
-        process.loop.turn()
-    return found
+            self._process.undo.callback(make(path, ready, lost).close)
+        return found

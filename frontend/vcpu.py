@@ -25,7 +25,7 @@ from miniguest.ring.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.exits import ExitCounters, ExitKind, exits_path
 from miniguest.ring.guest_clock import NEVER, GuestClock
-from miniguest.ring.memory import SHUTDOWN_OFFSET
+from miniguest.ring.memory import PAUSED_OFFSET, SHUTDOWN_OFFSET
 from miniguest.ring.process import Process
 from miniguest.ring.ram_notes import notes_path
 from miniguest.ring.ranges import Ranges
@@ -178,6 +178,9 @@ class Vcpu:
     def _shutdown(self) -> int:
         return self._info[SHUTDOWN_OFFSET]
 
+    def _paused(self) -> bool:
+        return bool(self._info[PAUSED_OFFSET])
+
     def look(self) -> None:
         """Take up what device models did: lines they drove, frames they wrote, a shutdown they asked for."""
         self._model.take_up(self._platform, self.engine)
@@ -238,6 +241,9 @@ class Vcpu:
             return Ended.CRASH
 
     def _run(self) -> Ended:
+        while self._paused() and not self._shutdown() and not self._loop.stopping:
+            self._loop.turn()
+        self._model.connect()
         # First of all: a shutdown that came before this process was there to be kicked would never be looked at.
         while (ended := self._ended()) is None:
             self._inject()

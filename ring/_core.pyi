@@ -1,4 +1,5 @@
 """Types of the compiled core; what each thing does is said in _core.pyx and the files it includes."""
+import mmap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -284,7 +285,7 @@ class NetBatch:
     def take(self, firsts: WriteableBuffer, statuses: WriteableBuffer) -> int: ...
 
 class NetReceive:
-    data: bytearray
+    data: mmap.mmap
     info: bytearray
     parts: bytearray
     nr_parts: int

@@ -14,6 +14,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset
 from posix.types cimport off_t
 
+import mmap
+
 from miniguest.ring.errors import RingError
 
 include "_atomics.pxi"

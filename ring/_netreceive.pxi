@@ -13,7 +13,7 @@ cdef class NetReceive:
     """
     cdef FrontRing ring
     cdef NetPages pages
-    cdef readonly bytearray data
+    cdef readonly object data          # a private mapping: pages of it that no frame reaches take up no memory
     cdef readonly bytearray info
     cdef readonly bytearray parts
     cdef Py_buffer data_view, info_view, parts_view
@@ -37,7 +37,7 @@ cdef class NetReceive:
             raise ValueError("not a receive ring")
         self.ring = ring
         self.pages = pages
-        self.data = bytearray(ring.slots * PAGE + NET_MOST + PAGE)
+        self.data = mmap.mmap(-1, ring.slots * PAGE + NET_MOST + PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.info = bytearray((ring.slots + 1) * sizeof(NetFrame))
         PyObject_GetBuffer(self.data, &self.data_view, PyBUF_WRITABLE)
         self.parts = bytearray((ring.slots + NET_RX_PARTS) * sizeof(NetPart))

@@ -138,9 +138,12 @@ class Bells:
         self._bells[domid, vcpu] = bell
         return bell
 
-    def forget(self, domid: int) -> None:
-        """Look for a domain's doorbells anew: a new domain of that number has others at the same paths."""
-        for key in [key for key in self._bells if key[0] == domid]:
+    def forget(self, domid: int, vcpu: int | None = None) -> None:
+        """Look for a domain's doorbells, or for one vCPU's, anew: a new domain of that number has others at the same paths.
+
+        A zmq socket whose peer has gone tries to find it ten times a second, for ever.
+        """
+        for key in [key for key in self._bells if key[0] == domid and vcpu in (None, key[1])]:
             self._bells.pop(key).close()
 
     def close(self) -> None:

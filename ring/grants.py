@@ -6,6 +6,7 @@ from miniguest.ring import _core
 from miniguest.ring.abi.grant_table import GNTTAB_NR_RESERVED_ENTRIES
 from miniguest.ring.errors import PeerError
 from miniguest.ring.memory import FRAME_SIZE, GRANT_FRAMES, Memory, domain_directory
+from miniguest.ring.numbers import Numbers
 
 GRANT_ENTRIES: Final = GRANT_FRAMES * FRAME_SIZE // 8
 TRACK_ENTRIES: Final = 8192             # grants that one process may have mapped at a time
@@ -22,17 +23,17 @@ def track_path(runtime: Path, domid: int, vcpu: int) -> Path:
 
 
 class Grants:
-    """A domain's own grant table: gives frames to other domains and takes them back."""
+    """A domain's own grant table: gives frames to other domains and takes them back. free: the grefs that are in no use."""
 
     def __init__(self, memory: Memory) -> None:
         self._entries = memory.grant_entries
-        self._free = list(range(GRANT_ENTRIES - 1, GNTTAB_NR_RESERVED_ENTRIES - 1, -1))
+        self.free = Numbers(GNTTAB_NR_RESERVED_ENTRIES, GRANT_ENTRIES)
 
     def give(self, domid: int, frame: int, readonly: bool = False) -> int:
         """A new gref that lets `domid` map `frame`. PeerError when every gref is in use."""
-        if not self._free:
+        gref = self.free.take()
+        if gref is None:
             raise PeerError(f"all {GRANT_ENTRIES} grant references are in use")
-        gref = self._free.pop()
         _core.grant_access(self._entries, gref, domid, frame, readonly)
         return gref
 
@@ -40,5 +41,5 @@ class Grants:
         """Take a grant back. False when the other side still has it mapped: the frame must then not be used again."""
         if not _core.end_access(self._entries, gref):
             return False
-        self._free.append(gref)
+        self.free.give(gref)
         return True

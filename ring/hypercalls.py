@@ -1,6 +1,7 @@
 """Hypercalls that are not hot: msgpack over a zmq socket to the hypervisor process.
 
-Request: {"op": name, "args": {...}}; reply: {"result": value} or {"error": errno name, "message": text}.
+Request: {"op": name, "args": {...}}; reply: {"result": value} or {"error": errno name, "message": text}. Several in one are
+{"op": "multicall", "args": {"calls": [[name, {...}], ...]}} (xen.h, HYPERVISOR_multicall); the result is a list of replies.
 """
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,8 @@ import zmq
 from miniguest.ring.errors import HypercallError
 
 TIMEOUT_MS: Final = 10_000
+MULTICALL: Final = "multicall"
+Call = tuple[str, dict[str, Any]]       # a hypercall and its arguments
 
 
 def socket_path(runtime: Path) -> Path:
@@ -43,10 +46,19 @@ class Hypercalls:
             self._socket.close()
             self._socket = self._connect()
             raise HypercallError("ETIMEDOUT", f"{op}: the hypervisor does not answer") from None
-        if "error" in reply:
-            raise HypercallError(reply["error"], f"{op}: {reply.get('message', '')}")
-        return reply["result"]
+        return _result(op, reply)
+
+    def multicall(self, *calls: Call) -> list[Any]:
+        """The results of several hypercalls, done in order and in one go. All are tried; then the first error is raised."""
+        replies = self.call(MULTICALL, calls=calls)
+        return [_result(op, reply) for (op, _), reply in zip(calls, replies, strict=True)]
 
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
+
+
+def _result(op: str, reply: dict[str, Any]) -> Any:
+    if "error" in reply:
+        raise HypercallError(reply["error"], f"{op}: {reply.get('message', '')}")
+    return reply["result"]

@@ -4,7 +4,7 @@ RAM comes first; the special frames follow it, so that nothing in the guest's ow
 
     shared_info      xen.h shared_info, the domain's own event channels (vCPUs 0..31)
     hypervisor_info  the same layout for the channels the hypervisor's side of the domain consumes (vCPUs 32..63),
-                     as Xen keeps its own consumers' channels out of the guest's bitmap; and the shutdown word
+                     as Xen keeps its own consumers' channels out of the guest's bitmap; and the words shutdown and paused
     xenstore         xs_wire.h xenstore_domain_interface
     console          console.h xencons_interface
     ioreq, bufioreq  hvm/ioreq.h shared_iopage and buffered_iopage
@@ -36,6 +36,7 @@ SPECIAL: Final = {
 SPECIAL["roms"] = SPECIAL["grants"] + GRANT_FRAMES
 SPECIAL_FRAMES: Final = SPECIAL["roms"] + ROM_FRAMES
 SHUTDOWN_OFFSET: Final = 3584           # in hypervisor_info, behind struct shared_info: u32, 0 or 1 + a SHUTDOWN_ reason
+PAUSED_OFFSET: Final = 3592             # u64, not 0 while the vCPUs are not to run
 
 
 def domain_directory(runtime: Path, domid: int) -> Path:

@@ -1,5 +1,6 @@
 """What every process of a topology has: its place (domain and vCPU), its loop, and the ways to the others."""
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -91,6 +92,13 @@ class Process:
         """A domain is gone: its memory is not needed any more."""
         self._memories.pop(domid, None)
         self._grant_tables.pop(domid, None)
+
+    def part(self, domid: int) -> None:
+        """Nothing connects us to a domain any more: neither its memory nor its doorbells are needed."""
+        self.forget(domid)
+        self.events.forget(domid)
+        # What served it may hold its memory in circles of references, which take no room that the collector would count.
+        gc.collect()
 
     def alloc_unbound(self, remote_domid: int) -> Port:
         """A new port that `remote_domid` may bind to."""

@@ -25,6 +25,11 @@ def read_state(store: Nodes, path: str) -> XenbusState:
         raise
 
 
+def is_gone(store: Nodes, path: str, state: XenbusState) -> bool:
+    """Whether the end whose directory is `path` and whose state was just read is not there."""
+    return state == XenbusState.Unknown and not store.exists(path)
+
+
 def may_follow(old: XenbusState, new: XenbusState) -> bool:
     """Whether an end that is in `old` may go to `new`: onwards, or from the end of one life to the start of another."""
     if old in (XenbusState.Unknown, XenbusState.Closed):
@@ -45,13 +50,13 @@ def switch_state(store: Xenstore, path: str, state: XenbusState, anew: bool = Fa
 
 
 def step_state(nodes: Transaction, path: str, state: XenbusState, anew: bool = False) -> bool:
-    """`switch_state` as a part of a transaction."""
+    """`switch_state` as the last part of a transaction."""
     old = read_state(nodes, path)
-    if old == XenbusState.Unknown and not nodes.exists(path):
+    if is_gone(nodes, path, old):
         return False
     if old == state or not (anew or may_follow(old, state)):
         return False
-    nodes.write(f"{path}/state", int(state))
+    nodes.finish(f"{path}/state", int(state))
     return True
 
 
@@ -86,8 +91,7 @@ def forget_error(store: Nodes, path: str) -> None:
 
 def write_keys(store: Nodes, path: str, keys: Mapping[str, Value]) -> None:
     """Write several nodes of one directory."""
-    for name, value in keys.items():
-        store.write(f"{path}/{name}", value)
+    store.write_all({f"{path}/{name}": value for name, value in keys.items()})
 
 
 class Keys:
@@ -96,6 +100,12 @@ class Keys:
     def __init__(self, store: Nodes, path: str) -> None:
         self._store = store
         self._path = path
+        self._fetched: dict[str, bytes | XenstoreError] = {}
+
+    def fetch(self, *names: str) -> "Keys":
+        """Read these together, now and for good; the others are read when they are asked for. Returns itself."""
+        self._fetched |= zip(names, self._store.read_all([f"{self._path}/{name}" for name in names]), strict=True)
+        return self
 
     def text(self, name: str, default: str | None = None) -> str:
         """A value as text; PeerError when it is missing and there is no default."""
@@ -123,9 +133,9 @@ class Keys:
         return self._read(name) == b"1"
 
     def _read(self, name: str) -> bytes | None:
-        try:
-            return self._store.read(f"{self._path}/{name}")
-        except XenstoreError as error:
-            if error.code == "ENOENT":
-                return None
-            raise PeerError(f"{self._path}/{name} cannot be read: {error.code}") from error
+        (value,) = [self._fetched[name]] if name in self._fetched else self._store.read_all([f"{self._path}/{name}"])
+        if not isinstance(value, XenstoreError):
+            return value
+        if value.code == "ENOENT":
+            return None
+        raise PeerError(f"{self._path}/{name} cannot be read: {value.code}") from value

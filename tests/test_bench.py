@@ -264,7 +264,10 @@ def test_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
     found = spawn.measure(2, False, quiet)
     rows = {each.name: each for each in found.rows}
     assert set(rows) == {
-        "spawn guest", spawn.PYTHON, "spawn guest, PSS", spawn.PYTHON_PSS, "spawn guest, the last", "spawn guest, the first",
+        "spawn guest", spawn.PYTHON, "spawn guest, PSS", spawn.PYTHON_PSS, "spawn idle",
+        *(f"spawn {what}, the {end} 10" for what in ("guest", "guest, CPU", "guest, CPU in pythons", "page")
+          for end in ("first", "last")),
     }
-    assert all(each.value > 0 and (not each.reference or each.reference in rows) for each in found.rows)
+    assert rows.pop("spawn idle").unit == "ms/s"
+    assert all(each.value > 0 and (not each.reference or each.reference in rows) for each in rows.values())
     assert rows["spawn guest"].windows == 2 and rows["spawn guest"].unit == "ms"

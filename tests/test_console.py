@@ -2,7 +2,7 @@
 import itertools
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,9 @@ class Store:
         if path not in self.nodes:
             raise XenstoreError("ENOENT")
         return self.nodes[path]
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes | XenstoreError]:
+        return [self.nodes.get(path, XenstoreError("ENOENT")) for path in paths]
 
     def write(self, path: str, value: str) -> None:
         self.nodes[path] = value.encode()

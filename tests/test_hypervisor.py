@@ -33,6 +33,8 @@ class Bells:
     def __init__(self) -> None:
         self.rung: list[tuple[int, int]] = []
 
+    def forget(self, domid: int, vcpu: int) -> None: ...
+
     def ring(self, domid: int, vcpu: int) -> None:
         self.rung.append((domid, vcpu))
 
@@ -340,3 +342,28 @@ def test_a_call_that_is_not_answered_does_not_spoil_the_next(tmp_path: Path, mon
         with refused("ETIMEDOUT"):
             caller.call("domain_info", domid=0)
     caller.close()
+
+
+def test_a_multicall_does_all_and_raises_the_first_error() -> None:
+    """In order; one within another is none."""
+    with workers() as ground:
+        call = ("evtchn_alloc_unbound", {"domid": 1, "vcpu": 0, "remote_domid": 0})
+        first, info, second = ground.hypercalls.multicall(call, ("domain_info", {"domid": 1}), call)
+        assert second == first + 1 and info["domid"] == 1
+        with refused("ESRCH"):
+            ground.hypercalls.multicall(call, ("domain_info", {"domid": 77}), ("multicall", {"calls": []}), call)
+        assert ground.hypercalls.call("evtchn_alloc_unbound", **call[1]) == second + 3
+        with refused("ENOSYS"):
+            ground.hypercalls.multicall(("multicall", {"calls": [call]}))
+        for nonsense in (5, [5], [["domain_info"]], None):
+            with refused("EINVAL"):
+                ground.hypercalls.call("multicall", calls=nonsense)
+        (reply,) = ground.hypercalls.call("multicall", calls=[["domain_info", 5]])
+        assert reply["error"] == "EINVAL"
+
+
+def test_the_lowest_closed_port_is_taken(ops: Operations) -> None:
+    ports = [ops.evtchn_alloc_unbound(1, 0, 2) for _ in range(5)]
+    for port in (ports[3], ports[1]):
+        ops.evtchn_close(1, port)
+    assert [ops.evtchn_alloc_unbound(1, 0, 2) for _ in range(3)] == [ports[1], ports[3], ports[4] + 1]

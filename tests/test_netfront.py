@@ -553,7 +553,7 @@ def test_more_buffers_than_slots_and_fewer(tmp_path: Path) -> None:
 
 
 def test_a_receiver_in_a_circle_is_collected_whole(tmp_path: Path) -> None:
-    """Its buffers are let go of, too: a bytearray that is exported still cannot be resized."""
+    """Its buffers are let go of, too: a mapping that is exported still cannot be closed, nor a bytearray be resized."""
     bench = Bench(tmp_path)
     circle: list[object] = [bench.pair.receive]
     circle.append(circle)
@@ -561,7 +561,7 @@ def test_a_receiver_in_a_circle_is_collected_whole(tmp_path: Path) -> None:
     bench.close()
     del bench, circle
     gc.collect()
-    data.append(1)
+    data.close()
     info.append(1)
 
 

@@ -37,7 +37,7 @@ class Frontend:
         self.lost: list[str] = []
         self.got: list[bytes] = []
         self.ports: list[int] = []
-        self.free = len(domain.pages), len(domain.grants._free)
+        self.free = len(domain.pages), len(domain.grants.free)
 
     def memory(self, domid: int) -> Memory:
         assert domid == self.domid
@@ -87,7 +87,7 @@ class Frontend:
         """Pages, grants and ports that are still in use."""
         closed = [self.domain.hypercalls.call("evtchn_status", domid=self.domid, port=port)[0] for port in self.ports]
         return (
-            self.free[0] - len(self.domain.pages), self.free[1] - len(self.domain.grants._free),
+            self.free[0] - len(self.domain.pages), self.free[1] - len(self.domain.grants.free),
             sum(state != EVTCHNSTAT_closed for state in closed),
         )
 

@@ -15,13 +15,14 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(sh|toml)\n(.*?)```", README, re.S)
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 TOPOLOGIES = [block for kind, block in BLOCKS if kind == "toml"]
+WORDS = ("run", "add", "remove")
 TARGETS = [command.split()[1] for command in COMMANDS if command.startswith("make ")]
 
 
 def test_every_command_is_known() -> None:
     """A command of another kind than those below would be run by no test."""
     for command in COMMANDS:
-        assert command.startswith(("make ", ".venv/bin/miniguest run ", "XENSTORED_PATH=")), command
+        assert command.startswith(("make ", "XENSTORED_PATH=", *(f".venv/bin/miniguest {word} " for word in WORDS))), command
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -56,7 +57,7 @@ def test_the_topology_and_the_commands_run(tmp_path: Path) -> None:
 
 
 def test_the_store_of_a_running_topology(tmp_path: Path) -> None:
-    """The two commands that go together: a topology in the background, and xenstore-ls on it."""
+    """The commands that go together: a topology in the background, xenstore-ls on it, and a guest that comes and goes."""
     start = next(command for command in COMMANDS if command.endswith("&"))
     listing = next(command for command in COMMANDS if command.startswith("XENSTORED_PATH="))
     config = "serial --unit=0 --speed=115200\nterminal_input serial\nterminal_output serial\necho waiting\n"
@@ -70,9 +71,19 @@ def test_the_store_of_a_running_topology(tmp_path: Path) -> None:
     assert guest.stdout is not None
     assert os.read(guest.stdout.fileno(), 1)
     done = subprocess.run(listing.replace("/dev/shm/first", runtime), shell=True, capture_output=True, text=True)
+    assert 'name = "hvm0-dm"' in done.stdout
+    (tmp_path / "another.toml").write_text(next(topology for topology in TOPOLOGIES if '"another"' in topology))
+    for word, is_there in (("add", True), ("remove", False)):
+        command = next(command for command in COMMANDS if command.startswith(f".venv/bin/miniguest {word} "))
+        arguments = shlex.split(command.replace("/dev/shm/first", runtime))[1:]
+        asked = subprocess.run(
+            [sys.executable, "-m", "miniguest.deploy", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert asked.returncode == 0, asked.stderr
+        done = subprocess.run(listing.replace("/dev/shm/first", runtime), shell=True, capture_output=True, text=True)
+        assert ('name = "another-dm"' in done.stdout) == is_there
     guest.terminate()
     guest.communicate(timeout=60)
-    assert 'name = "hvm0-dm"' in done.stdout
 
 
 def test_links_lead_somewhere() -> None:

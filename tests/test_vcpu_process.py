@@ -10,6 +10,7 @@ from dom0 import dom0
 
 from miniguest.deploy.children import Child
 from miniguest.deploy.supervisor import Supervisor
+from miniguest.deploy.toolstack import Console
 from miniguest.deploy.topology import Guest
 from miniguest.frontend import miniguest, vcpu
 from miniguest.ring import _core
@@ -93,8 +94,8 @@ class PlayedVcpu:
 def played() -> Iterator[PlayedVcpu]:
     with dom0() as (supervisor, runtime):
         guest = Guest(name="g", memory=16)
-        supervisor.toolstack.create_guest(supervisor.store, guest, DOMID, STUB, {})
-        supervisor.toolstack.add_console(supervisor.store, STUB, str(runtime / "serial"), "", False)
+        domains = supervisor.toolstack.create_guest(guest, DOMID, STUB)
+        supervisor.toolstack.describe_guest(supervisor.store, guest, domains, {}, Console(str(runtime / "serial")))
         child = supervisor._spawn("g-dm", STUB, 0, lambda process: miniguest.main(process, DOMID, 1))
         supervisor._wait_for_device_model(child, DOMID, STUB)
         made = PlayedVcpu(supervisor, runtime, child)
@@ -196,12 +197,17 @@ def test_a_reset_is_asked_for_before_its_request_is_answered(played: PlayedVcpu)
     assert played.shutdown == 1 + SHUTDOWN_reboot
 
 
+@pytest.mark.parametrize("unpaused", [True, False])
 @pytest.mark.parametrize(("reason", "ended"), [(SHUTDOWN_crash, vcpu.Ended.CRASH), (SHUTDOWN_poweroff, vcpu.Ended.POWEROFF)])
-def test_a_vcpu_that_runs_ends_as_its_domain_was_told_to(tmp_path: Path, reason: int, ended: vcpu.Ended) -> None:
+def test_a_vcpu_that_runs_or_may_not_ends_as_its_domain_was_told_to(
+    tmp_path: Path, reason: int, ended: vcpu.Ended, unpaused: bool
+) -> None:
     firmware = tmp_path / "bios.bin"
     firmware.write_bytes(b"\xeb\xfe".rjust(0xFFF0 + 2, b"\0").ljust(0x10000, b"\0"))      # 1: jmp 1b
     with dom0() as (supervisor, _):
-        supervisor.toolstack.create_guest(supervisor.store, Guest(name="g", memory=16), DOMID, STUB, {})
+        supervisor.toolstack.create_guest(Guest(name="g", memory=16), DOMID, STUB)
+        if unpaused:
+            supervisor.toolstack.unpause(DOMID)
         child = supervisor._spawn("g-vcpu0", DOMID, HYPERVISOR_SIDE, lambda process: int(vcpu.main(process, 0, firmware)))
         supervisor._hypercalls.call("shutdown", domid=DOMID, reason=reason)
         assert supervisor._children.wait(SECONDS) == [child]

@@ -8,6 +8,7 @@ from miniguest.ring import xenbus
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import PeerError, XenstoreError
 from miniguest.ring.xenstore import Transaction, Xenstore
+from miniguest.ring.xenstore.client import PIPELINED
 
 
 @pytest.fixture
@@ -301,3 +302,39 @@ def test_error_node(world: World) -> None:
     store.write("/dev/state", 4)
     xenbus.write_error(store, "/dev", "the reason")
     assert store.read_text("/dev/error") == "the reason"
+
+
+def test_many_requests_in_few_trips(world: World) -> None:
+    """In order, each answered; more than may be on their way at a time, too. The first error is raised, the rest is done."""
+    store = world.open()
+    store.write_all({"/d": "", "/d/x": 1}, {"/d": ["n3", "r4"]})
+    assert store.get_perms("/d/x") == ["n3", "r4"], "created after its parent had them"
+    values = {f"/d/{number}": number for number in range(2 * PIPELINED + 3)}
+    store.write_all(values)
+    found = store.read_all([*values, "/d/none", "/d/x"])
+    assert found[:-2] == [str(number).encode() for number in values.values()] and found[-1] == b"1"
+    assert isinstance(found[-2], XenstoreError) and found[-2].code == "ENOENT"
+    with pytest.raises(XenstoreError, match="EINVAL"):
+        store.write_all({"/d/a": 1, "/d//b": 2, "/d/c": 3})
+    assert (store.read("/d/a"), store.read("/d/c")) == (b"1", b"3")
+    with pytest.raises(XenstoreError, match="E2BIG"):
+        store.write_all({"/d/before": 1, "/d/long": "x" * 5000})
+    assert not store.exists("/d/before"), "nothing was sent"
+    assert store.read_all([]) == []
+
+
+def test_a_transaction_that_is_finished_with_its_last_write(world: World) -> None:
+    store, other = world.open(), world.open()
+    with store.transaction() as t:
+        t.write("/a", 1)
+        t.finish("/b", 2)
+    assert (store.read("/a"), store.read("/b")) == (b"1", b"2")
+    with pytest.raises(XenstoreError, match="EAGAIN"), store.transaction() as t:
+        t.read("/a")
+        other.write("/a", 5)
+        t.finish("/b", 6)
+    assert (store.read("/a"), store.read("/b")) == (b"5", b"2")
+    store.write("/keys/one", 1)
+    keys = xenbus.Keys(store, "/keys").fetch("one", "none")
+    store.write("/keys/one", 2)
+    assert (keys.number("one"), keys.number("none", 7)) == (1, 7), "read once, and together"

@@ -75,7 +75,7 @@ class Surroundings:
             raise FileNotFoundError(2, "No such file or directory")
         return self.memories[domid]
 
-    def forget(self, domid: int) -> None:
+    def part(self, domid: int) -> None:
         self.forgotten.append(domid)
 
     def bind_interdomain(self, remote_domid: int, remote_port: int) -> Port:

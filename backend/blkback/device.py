@@ -29,7 +29,7 @@ class BlockDevice(BackendDevice):
         super().__init__(process, store, domid, path)
         self._undo = ExitStack()        # what the connection to the frontend holds
         self._server: _core.BlkServer | None = None     # while connected
-        keys = Keys(store, path)
+        keys = Keys(store, path).fetch("params", "mode", "discard-enable")
         with ExitStack() as undo:
             self._image = Image(Path(keys.text("params")), keys.text("mode", "w") == "r")
             undo.callback(self._image.close)
@@ -61,7 +61,9 @@ class BlockDevice(BackendDevice):
 
     def connect(self) -> None:
         """Map the frontend's ring, and serve it."""
-        keys = Keys(self.store, self.frontend)
+        keys = Keys(self.store, self.frontend).fetch(
+            "protocol", "ring-page-order", "num-ring-pages", "ring-ref", "feature-persistent", "event-channel"
+        )
         protocol = keys.text("protocol", XEN_IO_PROTO_ABI_NATIVE)
         if protocol not in FORMATS:
             raise PeerError(f"{self.frontend}/protocol is {protocol[:32]!r}, not one of {', '.join(FORMATS)}")
@@ -95,7 +97,9 @@ class BlockDevice(BackendDevice):
             raise PeerError(f"{self.frontend}/num-ring-pages is {pages}, with a ring-page-order of {order}")
         if pages == 1 and keys.text("ring-ref", "") != "":
             return [keys.number("ring-ref")]
-        return [keys.number(f"ring-ref{index}") for index in range(pages)]
+        names = [f"ring-ref{index}" for index in range(pages)]
+        keys.fetch(*names)
+        return [keys.number(name) for name in names]
 
     def _map_ring(self, grefs: list[int], persistent: bool, format: Format) -> _core.BlkServer:
         process = self.process

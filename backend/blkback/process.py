@@ -11,5 +11,5 @@ def main(process: Process) -> None:
     def opened(domid: int, device: int, path: str) -> BlockDevice:
         return BlockDevice(process, store, domid, device, path)
 
-    process.undo.callback(BackendDirectory(store, "vbd", opened).close)
+    process.undo.callback(BackendDirectory(store, "vbd", opened, process.part).close)
     process.loop.run()

@@ -27,6 +27,7 @@ class Console:
         self._process = process
         self._store = store
         self._path = path
+        self._keys = Keys(store, path).fetch("frontend", "output", "copy", "prefix", "input")
         self._sinks: list[Sink] = []
         self._source: Source | None = None
         with ExitStack() as undo:
@@ -36,7 +37,7 @@ class Console:
         process.loop.on_port(self._port, self.serve)
 
     def _connect(self, domid: int, undo: ExitStack) -> None:
-        frontend = Keys(self._store, Keys(self._store, self._path).text("frontend"))
+        frontend = Keys(self._store, self._keys.text("frontend")).fetch("ring-ref", "port")
         page = self._page(domid, frontend.number("ring-ref"))
         self._in, self._out = input_ring(page), output_ring(page)
         self._port = self._process.bind_interdomain(domid, frontend.number("port"))
@@ -45,7 +46,7 @@ class Console:
 
     def _plug(self, output: int, undo: ExitStack) -> None:
         """Where output goes and input comes from."""
-        keys = Keys(self._store, self._path)
+        keys = self._keys
         kind, copy = keys.text("output"), keys.text("copy", "")
         if kind == "stdio":
             self._add(StdioSink(output, keys.text("prefix", "")), undo)
@@ -128,5 +129,5 @@ def main(process: Process, output: int) -> None:
     def opened(domid: int, _device: int, path: str) -> Console:
         return Console(process, store, domid, path, output)
 
-    process.undo.callback(BackendDirectory(store, "console", opened).close)
+    process.undo.callback(BackendDirectory(store, "console", opened, process.part).close)
     process.loop.run()

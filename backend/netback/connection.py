@@ -17,6 +17,11 @@ from miniguest.ring.xenstore import Nodes
 
 MAX_QUEUES: Final = 8
 RSP_PROD: Final = slice(8, 12)          # io/ring.h, struct sring
+OFFERS: Final = (
+    "request-rx-copy", "feature-sg", "feature-rx-notify", "feature-no-csum-offload", "feature-ipv6-csum-offload",
+    "feature-gso-tcpv4", "feature-gso-tcpv6", "request-multicast-control", "multi-queue-num-queues", "ctrl-ring-ref",
+)
+RINGS: Final = ("tx-ring-ref", "rx-ring-ref", "event-channel-tx", "event-channel-rx")
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +49,7 @@ class Connection:
         with ExitStack() as undo:
             self._grants = ExitStack()
             undo.callback(self._grants.close)
-            self._connect(Keys(store, frontend), counters, undo)
+            self._connect(Keys(store, frontend).fetch(*OFFERS, *RINGS), counters, undo)
             self._undo = undo.pop_all()
 
     def _connect(self, keys: Keys, counters: memoryview, undo: ExitStack) -> None:
@@ -61,7 +66,7 @@ class Connection:
         self.vif = vif
         count = keys.number("multi-queue-num-queues", 1, least=1, most=MAX_QUEUES)
         for index in range(count):
-            self._add_queue(keys if count == 1 else Keys(self._store, f"{self._frontend}/queue-{index}"), undo)
+            self._add_queue(keys if count == 1 else Keys(self._store, f"{self._frontend}/queue-{index}").fetch(*RINGS), undo)
         if keys.text("ctrl-ring-ref", ""):
             self._add_control(keys, undo)
         self._link.attach(vif, self._failed)

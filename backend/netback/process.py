@@ -31,5 +31,5 @@ def main(process: Process, links: Mapping[str, LinkConfig]) -> None:
             raise UserError(f"{path}/bridge: there is no link {bridge!r}")
         return NetworkDevice(process, store, domid, device, path, made[bridge])
 
-    process.undo.callback(BackendDirectory(store, "vif", opened).close)
+    process.undo.callback(BackendDirectory(store, "vif", opened, process.part).close)
     process.loop.run()

@@ -55,19 +55,27 @@ class Outbox:
         """What is to be sent next: the first message, or the rest of it; empty when there is nothing."""
         return self._queue[0][0][self._sent :] if self._queue else b""
 
+    def heads(self, most: int) -> bytes:
+        """The same with the messages that follow, for who can send several at once: `most` bytes, and what ends a message."""
+        found: list[bytes] = []
+        for data, _ in self._queue:
+            found.append(data)
+            most -= len(data)
+            if most <= 0:
+                break
+        return b"".join(found)[self._sent :]
+
     def sent(self, count: int) -> None:
-        """`count` bytes of `head` have been sent."""
-        data, event = self._queue[0]
+        """`count` bytes of `head` or `heads` have been sent."""
         self._sent += count
-        if self._sent < len(data):
-            return
-        self._queue.popleft()
-        self._sent = 0
-        self._size -= len(data)
-        if event is None:
-            self._replies -= 1
-        else:
-            self._events.discard(event)
+        while self._queue and self._sent >= len(self._queue[0][0]):
+            data, event = self._queue.popleft()
+            self._sent -= len(data)
+            self._size -= len(data)
+            if event is None:
+                self._replies -= 1
+            else:
+                self._events.discard(event)
 
     def clear(self) -> None:
         """Drop everything."""

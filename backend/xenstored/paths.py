@@ -53,7 +53,9 @@ def child(path: str, name: str) -> str:
 def upwards(path: str) -> list[str]:
     """The path itself and everything it lies in, nearest first: "/a/b", "/a", "/"."""
     found = [path]
-    while path.startswith("/") and path != "/":
-        path = parent(path)
+    while (end := path.rfind("/")) > 0:
+        path = path[:end]
         found.append(path)
+    if end == 0 and path != "/":
+        found.append("/")
     return found

@@ -52,8 +52,8 @@ def _connect(process: Process, daemon: Xenstored, client: Client, gfn: int, evtc
 
 def _release(process: Process, domid: int, port: Port) -> None:
     process.loop.off_port(port)
-    process.forget(domid)
     try:
         port.close()
     except MiniguestError as error:  # it may be the hypervisor that is gone
         _log.warning("domain %d, port %d: %s", domid, port.number, error)
+    process.part(domid)

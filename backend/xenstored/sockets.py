@@ -94,7 +94,7 @@ class SocketConnection:
             return
         blocked = False
         try:
-            while data := self._client.outbox.head():
+            while data := self._client.outbox.heads(_CHUNK):
                 self._client.outbox.sent(self._socket.send(data))
         except BlockingIOError:
             blocked = True

@@ -131,7 +131,10 @@ def _counted(owned: Mapping[int, int], gone: list[Node], new: list[Node]) -> Map
     for step, nodes in ((-1, gone), (1, new)):
         for node in nodes:
             counts[node.owner] = counts.get(node.owner, 0) + step
-    return {domid: count for domid, count in counts.items() if count}
+    for node in gone:
+        if counts.get(node.owner) == 0:
+            del counts[node.owner]
+    return counts
 
 
 class Store:

@@ -53,8 +53,7 @@ def _pieces_and_gaps(pieces: list[tuple[int, int, int]], start: int, end: int) -
 @cache
 def native_cpuid(leaf: int) -> tuple[int, int, int, int]:
     """EAX, EBX, ECX and EDX of Unicorn's own CPUID."""
-    uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
-    uc.ctl_set_cpu_model(x86.UC_CPU_X86_COREDUO)
+    uc = _processor()
     uc.mem_map(0, PAGE)
     uc.mem_write(0, CPUID)
     uc.reg_write(x86.UC_X86_REG_EAX, leaf)
@@ -65,9 +64,22 @@ def native_cpuid(leaf: int) -> tuple[int, int, int, int]:
 
 
 def prepare() -> None:
-    """Find out what Unicorn does not tell: for this process, and those that it will fork."""
+    """Find out what Unicorn does not tell, and have a processor ready: for this process, and those that it will fork."""
     native_cpuid(FEATURES)
     layout()
+    if not _spare:
+        _spare.append(_processor())
+
+
+def _processor() -> Uc:
+    """A new one, which does not promise the long mode that this engine does not have."""
+    uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
+    uc.ctl_set_cpu_model(x86.UC_CPU_X86_COREDUO)
+    uc.reg_read(x86.UC_X86_REG_EAX)     # Unicorn makes it now, not when it is first used: a child shares what it does not change
+    return uc
+
+
+_spare: Final[list[Uc]] = []            # at most one
 
 
 class UnicornEngine:
@@ -92,9 +104,7 @@ class UnicornEngine:
         self._shown: list[tuple[int, int, int]] = []        # and what is
         self._rom_stores: list[tuple[int, bytes]] = []      # what stores to ROM since the last stop wrote over
         self._msrs: set[int] = set()
-        self._uc = uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
-        # A processor that does not promise the long mode that this engine does not have.
-        uc.ctl_set_cpu_model(x86.UC_CPU_X86_COREDUO)
+        self._uc = uc = _spare.pop() if _spare else _processor()
         self._cpu = UnicornCpu(uc)
         functions = uclib.uc_emu_stop, uclib.uc_reg_read, uclib.uc_vmem_read, uclib.uc_vmem_translate
         self._watch = Watch(

@@ -7,7 +7,7 @@ from miniguest.ring import _core
 from miniguest.ring.abi.event_channel import EVTCHN_2L_NR_CHANNELS
 from miniguest.ring.events import table_path
 from miniguest.ring.grants import GRANT_ENTRIES, pins_path
-from miniguest.ring.memory import SHUTDOWN_OFFSET, Memory, domain_directory
+from miniguest.ring.memory import PAUSED_OFFSET, SHUTDOWN_OFFSET, Memory, domain_directory
 from miniguest.ring.ranges import Range
 from miniguest.ring.words import map_words
 
@@ -23,7 +23,8 @@ class Vcpu:
 
 @dataclass(slots=True)
 class Domain:
-    """A domain. `params` are HVM parameters by number; `channels` its event channel table (4096 u64)."""
+    """A domain. `params` are HVM parameters by number; `channels` its event channel table (4096 u64), no port below
+    `lowest_free` of which is closed."""
 
     domid: int
     name: str
@@ -33,6 +34,7 @@ class Domain:
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
     params: dict[int, int] = field(default_factory=dict)
     ranges: list[Range] = field(default_factory=list)
+    lowest_free: int = 1
 
     @classmethod
     def create(cls, runtime: Path, domid: int, name: str, ram_frames: int) -> "Domain":
@@ -56,6 +58,15 @@ class Domain:
     @shutdown.setter
     def shutdown(self, value: int) -> None:
         _core.store64(self.memory.frame(self.memory.special("hypervisor_info")), SHUTDOWN_OFFSET // 8, value)
+
+    @property
+    def paused(self) -> bool:
+        """Whether its vCPUs wait to be let go."""
+        return bool(_core.load64(self.memory.frame(self.memory.special("hypervisor_info")), PAUSED_OFFSET // 8))
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        _core.store64(self.memory.frame(self.memory.special("hypervisor_info")), PAUSED_OFFSET // 8, value)
 
     def destroy(self, runtime: Path) -> None:
         """Remove its files."""

@@ -92,11 +92,15 @@ class EventChannels:
     def _free(self, domid: int, vcpu: int) -> int:
         if not 0 <= vcpu < VCPUS:
             raise HypercallError("EINVAL", f"no vcpu {vcpu}")
-        table = self.domain(domid).channels
-        for port in range(1, EVTCHN_2L_NR_CHANNELS):
-            if _core.load64(table, port) & 0xFF == EVTCHNSTAT_closed:
+        domain = self.domain(domid)
+        for port in range(domain.lowest_free, EVTCHN_2L_NR_CHANNELS):
+            if _core.load64(domain.channels, port) & 0xFF == EVTCHNSTAT_closed:
+                domain.lowest_free = port
                 return port
         raise HypercallError("ENOSPC", f"domain {domid} has no free port")
 
     def _set(self, domid: int, port: int, state: int, vcpu: int, remote_domid: int, remote_port: int) -> None:
-        _core.store64(self._domains[domid].channels, port, pack(state, vcpu, remote_domid, remote_port))
+        domain = self._domains[domid]
+        if state == EVTCHNSTAT_closed:
+            domain.lowest_free = min(domain.lowest_free, port)
+        _core.store64(domain.channels, port, pack(state, vcpu, remote_domid, remote_port))

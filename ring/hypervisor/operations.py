@@ -7,7 +7,7 @@ from typing import Any
 
 from miniguest.ring import _core
 from miniguest.ring.abi.ioreq import IOREQ
-from miniguest.ring.doorbell import Bells
+from miniguest.ring.doorbell import VCPU_MASK, Bells
 from miniguest.ring.errors import HypercallError
 from miniguest.ring.events import HYPERVISOR_SIDE
 from miniguest.ring.grants import TRACK_ENTRIES, track_path
@@ -77,9 +77,23 @@ class Operations:
         domain = self.channels.domain(domid)
         if domain.shutdown == 0:
             domain.shutdown = 1 + reason
+        self._kick(domain)
+
+    def pause_domain(self, domid: int) -> None:
+        """XEN_DOMCTL_pausedomain, before its vCPUs start: they wait then."""
+        self.channels.domain(domid).paused = True
+
+    def unpause_domain(self, domid: int) -> None:
+        """XEN_DOMCTL_unpausedomain: its vCPUs run."""
+        domain = self.channels.domain(domid)
+        domain.paused = False
+        self._kick(domain)
+
+    def _kick(self, domain: Domain) -> None:
+        """Have its vCPUs look at their domain's words."""
         for vcpu in domain.vcpus:
             _core.kick_vcpu(domain.memory.info_pages, vcpu)
-            self.bells.ring(domid, vcpu)
+            self.bells.ring(domain.domid, vcpu)
 
     def set_param(self, domid: int, index: int, value: int) -> None:
         """HVMOP_set_param."""
@@ -116,6 +130,7 @@ class Operations:
                     remains = grant_remains(self.runtime, self.domains, domain.domid, vcpu, item.owner)
                     self.unreleased += [held for held in remains if not held.release(self._locked_out)]
                     raise_and_close(self.channels, self.domains, self.bells, domain.domid, vcpu)
+                    self.bells.forget(domain.domid, vcpu & VCPU_MASK)
         return names
 
     def release(self) -> None:

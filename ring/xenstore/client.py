@@ -1,16 +1,17 @@
 """The client of xenstored.
 
-A request waits for its reply. Watch events that come meanwhile are queued; `dispatch` calls their handlers, which may
-make requests themselves.
+A request waits for its reply, or several that do not depend on each other for all of theirs: xenstored answers in order, and
+each trip costs both sides a switch. Watch events that come meanwhile are queued; `dispatch` calls their handlers, which may make
+requests themselves.
 """
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from miniguest.ring.abi import xs_wire
 from miniguest.ring.errors import PeerError, XenstoreError
@@ -20,6 +21,9 @@ from miniguest.ring.xenstore.transport import Transport
 T = TypeVar("T")
 Value = str | int | bytes
 _U32 = 0xFFFFFFFF
+# On their way at the same time. xenstored takes no more from a domain that leaves 20 replies unread (its quota of outstanding
+# requests): who then waited for room to ask for more, without reading, would wait for ever.
+PIPELINED: Final = 16
 
 
 class Nodes(ABC):
@@ -30,6 +34,9 @@ class Nodes(ABC):
 
     @abstractmethod
     def _request(self, kind: int, payload: bytes) -> bytes: ...
+
+    @abstractmethod
+    def _requests(self, requests: Sequence[tuple[int, bytes]]) -> list[bytes | XenstoreError]: ...
 
     def read(self, path: str) -> bytes:
         """The value of a node."""
@@ -56,10 +63,25 @@ class Nodes(ABC):
             raise
         return True
 
+    def read_all(self, paths: Sequence[str]) -> list[bytes | XenstoreError]:
+        """The values of several nodes, asked for together, each as it was at some moment of its own; or why not."""
+        return self._requests([(xs_wire.XS_READ, join_strings(path.encode())) for path in paths])
+
     def write(self, path: str, value: Value) -> None:
         """Set the value, creating the node and its parents if need be."""
-        data = value if isinstance(value, bytes) else str(value).encode()
-        self._request(xs_wire.XS_WRITE, join_strings(path.encode()) + data)
+        self._request(*_write(path, value))
+
+    def write_all(self, values: Mapping[str, Value], perms: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Set several nodes, in order, each followed by its permissions if `perms` has some: what is created below it later
+        inherits them. Raises the first error, when all has been tried."""
+        requests = []
+        for path, value in values.items():
+            requests.append(_write(path, value))
+            if perms and path in perms:
+                requests.append((xs_wire.XS_SET_PERMS, _strings(path, *perms[path])))
+        for reply in self._requests(requests):
+            if isinstance(reply, XenstoreError):
+                raise reply
 
     def mkdir(self, path: str) -> None:
         """Create the node, and its parents, unless it is there."""
@@ -106,14 +128,27 @@ class Transaction(Nodes):
 
     def __init__(self, store: Xenstore) -> None:
         self._store = store
+        self._ended = False
         self.id = int(split_strings(store.request(xs_wire.XS_TRANSACTION_START, b"\0"))[0])
 
     def _request(self, kind: int, payload: bytes) -> bytes:
         return self._store.request(kind, payload, self.id)
 
+    def _requests(self, requests: Sequence[tuple[int, bytes]]) -> list[bytes | XenstoreError]:
+        return self._store.requests(requests, self.id)
+
     def end(self, commit: bool) -> None:
-        """Commit or discard. XenstoreError EAGAIN when another's change came between: nothing is done then."""
-        self._request(xs_wire.XS_TRANSACTION_END, b"T\0" if commit else b"F\0")
+        """Commit or discard, unless `finish` did. XenstoreError EAGAIN when another's change came between: nothing is done."""
+        if not self._ended:
+            self._ended = True
+            self._request(xs_wire.XS_TRANSACTION_END, b"T\0" if commit else b"F\0")
+
+    def finish(self, path: str, value: Value) -> None:
+        """Write one more node and commit, in one trip. When the write fails the rest is done."""
+        self._ended = True
+        for reply in self._requests([_write(path, value), (xs_wire.XS_TRANSACTION_END, b"T\0")]):
+            if isinstance(reply, XenstoreError):
+                raise reply
 
 
 class Watch:
@@ -151,20 +186,36 @@ class Xenstore(Nodes):
     def _request(self, kind: int, payload: bytes) -> bytes:
         return self.request(kind, payload)
 
+    def _requests(self, requests: Sequence[tuple[int, bytes]]) -> list[bytes | XenstoreError]:
+        return self.requests(requests)
+
     def request(self, kind: int, payload: bytes, tx_id: int = 0) -> bytes:
         """Send one request of a type XS_* and wait for its reply: the payload, or XenstoreError."""
-        req_id = next(self._req_ids) & _U32
-        if len(payload) > xs_wire.XENSTORE_PAYLOAD_MAX:
-            raise XenstoreError("E2BIG", f"request of {len(payload)} bytes")  # xenstored would cut us off
-        self.transport.send(Message(kind, req_id, tx_id, payload).pack())
-        while req_id not in self._replies:
-            self._take(self.transport.receive())
-        reply = self._replies.pop(req_id)
+        (reply,) = self.requests([(kind, payload)], tx_id)
+        if isinstance(reply, XenstoreError):
+            raise reply
+        return reply
+
+    def requests(self, requests: Sequence[tuple[int, bytes]], tx_id: int = 0) -> list[bytes | XenstoreError]:
+        """Send several (type, payload) before the first reply is there; what `request` would return or raise for each."""
+        for _, payload in requests:
+            if len(payload) > xs_wire.XENSTORE_PAYLOAD_MAX:
+                raise XenstoreError("E2BIG", f"request of {len(payload)} bytes")  # xenstored would cut us off
+        replies: list[bytes | XenstoreError] = []
+        for start in range(0, len(requests), PIPELINED):
+            replies += self._pipelined(requests[start : start + PIPELINED], tx_id)
         self._schedule_dispatch()
-        if reply.type == xs_wire.XS_ERROR:
-            subject = payload.partition(b"\0")[0][:64].decode(errors="replace")
-            raise XenstoreError(reply.payload.rstrip(b"\0").decode(errors="replace"), subject)
-        return reply.payload
+        return replies
+
+    def _pipelined(self, requests: Sequence[tuple[int, bytes]], tx_id: int) -> list[bytes | XenstoreError]:
+        messages = [Message(kind, next(self._req_ids) & _U32, tx_id, payload) for kind, payload in requests]
+        self.transport.send(b"".join(message.pack() for message in messages))
+        replies = []
+        for message in messages:
+            while message.req_id not in self._replies:
+                self._take(self.transport.receive())
+            replies.append(_outcome(message, self._replies.pop(message.req_id)))
+        return replies
 
     def _take(self, data: bytes) -> None:
         for message in self._reader.feed(data):
@@ -275,6 +326,18 @@ class Xenstore(Nodes):
         self._watches.clear()
         self._events.clear()
         self.transport.close()
+
+
+def _outcome(request: Message, reply: Message) -> bytes | XenstoreError:
+    if reply.type != xs_wire.XS_ERROR:
+        return reply.payload
+    subject = request.payload.partition(b"\0")[0][:64].decode(errors="replace")
+    return XenstoreError(reply.payload.rstrip(b"\0").decode(errors="replace"), subject)
+
+
+def _write(path: str, value: Value) -> tuple[int, bytes]:
+    data = value if isinstance(value, bytes) else str(value).encode()
+    return xs_wire.XS_WRITE, join_strings(path.encode()) + data
 
 
 def _strings(*values: str | int) -> bytes:
