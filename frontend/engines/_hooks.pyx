@@ -15,13 +15,17 @@ cdef extern from *:
     static inline uint64_t monotonic_ns(void)
     { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000000000ull + t.tv_nsec; }
     static inline uint8_t ld8(uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+    static inline void set_bits(uint8_t *p, uint8_t bits) { __atomic_fetch_or(p, bits, __ATOMIC_RELAXED); }
     """
     uint64_t monotonic_ns() noexcept nogil
     uint8_t ld8(uint8_t *) noexcept nogil
+    void set_bits(uint8_t *, uint8_t) noexcept nogil
 
 ctypedef int (*emu_stop_fn)(void *uc) noexcept nogil
 ctypedef int (*reg_read_fn)(void *uc, int regid, void *value) noexcept nogil
 ctypedef int (*vmem_read_fn)(void *uc, uint64_t address, int prot, void *data, size_t size) noexcept nogil
+ctypedef int (*reg_read_batch_fn)(void *uc, int *registers, void **values, int count) noexcept nogil
+ctypedef int (*ctl_fn)(void *uc, int control, ...) noexcept nogil
 ctypedef int (*exit_fn)(void *path, int kind, uint64_t address, int size, uint64_t *value) noexcept nogil
 ctypedef int (*vmem_translate_fn)(void *uc, uint64_t address, int prot, uint64_t *physical) noexcept nogil
 
@@ -57,7 +61,18 @@ cdef struct State:
     reg_read_fn reg_read
     vmem_read_fn vmem_read
     vmem_translate_fn vmem_translate
-    uint8_t *code_frames       # a bit for each frame that code was translated from
+    reg_read_batch_fn reg_read_batch
+    ctl_fn ctl
+    void *uc
+    uint8_t *ram               # as the guest has it from address 0
+    uint64_t ram_size
+    uint8_t *code_frames       # a bit for each frame that code was fetched from
+    uint8_t *unchecked_frames  # and for each that stores may go to unchecked
+    bint physical              # linear addresses are physical ones for now, whatever the guest says
+    bint lent                  # Unicorn translates
+    bint resumed               # the next block is the rest of one that a refused access ended
+    int refused                # the last access that was: why
+    uint64_t alias             # and its frame, for REFUSED_ALIAS
     uint8_t *upcall
     uint64_t deadline_ns
     uint32_t blocks            # looked at
@@ -76,8 +91,6 @@ cdef struct State:
     exit_fn exit               # the exit path, NULL without one
     void *path
     Searched searched[STRINGS]
-    uint8_t *fetched_frames    # a bit for each frame that was ever fetched from
-    bint left_flat             # the guest pages, or has left ring 0
 
 cdef struct Block:             # unicorn.h, struct uc_tb
     uint64_t pc
@@ -127,7 +140,7 @@ cdef void note_code(void *uc, State *state, uint64_t address, uint32_t size) noe
     for page in range(address >> FRAME_SHIFT, ((address + size - 1) >> FRAME_SHIFT) + 1):
         if state.vmem_translate(uc, <uint32_t>(page << FRAME_SHIFT), UC_PROT_EXEC, &physical) == 0:
             frame = physical >> FRAME_SHIFT & (FRAMES - 1)
-            state.code_frames[frame >> 3] |= 1 << (frame & 7)
+            note_fetch(uc, state, frame)
 
 
 cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
@@ -135,6 +148,11 @@ cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noex
     cdef bint kicked
     if state.stopped:
         return
+    if state.resumed:
+        state.resumed, state.end = False, address + size
+        return
+    if state.lent:
+        take_back(uc, state)
     if not state.running and size:
         # Unicorn tells of a new block when another one led to it: of the first one of a run it may not.
         state.running = True
@@ -173,6 +191,7 @@ cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexc
                 (<object>state.on_msr)(current.pc + i, current.pc, size)
 
 
+include "_walk.pxi"
 include "_tlb.pxi"
 include "_exits.pxi"
 
@@ -180,8 +199,8 @@ include "_exits.pxi"
 cdef class Watch:
     """What the callbacks look at, and what they say.
 
-    functions: addresses of Unicorn's uc_emu_stop, uc_reg_read, uc_vmem_read and uc_vmem_translate. upcall: address of the
-    byte that stops the guest. handler: the engine's ExitHandler. string_in(port, size) -> value, string_out(port, size,
+    functions: addresses of Unicorn's uc_emu_stop, uc_reg_read, uc_vmem_read, uc_vmem_translate, uc_reg_read_batch and
+    uc_ctl. engine: Unicorn's handle. ram: address and size of RAM. upcall: address of the byte that stops the guest. handler: the engine's ExitHandler. string_in(port, size) -> value, string_out(port, size,
     value): IN and OUT that may be string instructions. on_msr(address, block, size): bytes of RDMSR or WRMSR are at
     `address`. path: the handler's exit path (miniguest.ring._core.ExitPath), if it has one.
     """
@@ -190,16 +209,21 @@ cdef class Watch:
     cdef Region *regions
     cdef public object error                   # what a handler raised
 
-    def __init__(self, functions, uintptr_t upcall, handler, string_in, string_out, on_msr, path=None):
-        cdef uintptr_t emu_stop, reg_read, vmem_read, vmem_translate
-        emu_stop, reg_read, vmem_read, vmem_translate = functions
+    def __init__(self, functions, uintptr_t engine, ram, uintptr_t upcall, handler, string_in, string_out, on_msr, path=None):
+        cdef uintptr_t emu_stop, reg_read, vmem_read, vmem_translate, reg_read_batch, ctl, base
+        emu_stop, reg_read, vmem_read, vmem_translate, reg_read_batch, ctl = functions
         self.state.emu_stop = <emu_stop_fn><void *>emu_stop
         self.state.reg_read = <reg_read_fn><void *>reg_read
         self.state.vmem_read = <vmem_read_fn><void *>vmem_read
         self.state.vmem_translate = <vmem_translate_fn><void *>vmem_translate
+        self.state.reg_read_batch = <reg_read_batch_fn><void *>reg_read_batch
+        self.state.ctl = <ctl_fn><void *>ctl
+        self.state.uc = <void *>engine
+        base, self.state.ram_size = ram
+        self.state.ram = <uint8_t *>base
         self.state.code_frames = <uint8_t *>PyMem_Calloc(FRAMES // 8, 1)
-        self.state.fetched_frames = <uint8_t *>PyMem_Calloc(FRAMES // 8, 1)
-        if self.state.code_frames == NULL or self.state.fetched_frames == NULL:
+        self.state.unchecked_frames = <uint8_t *>PyMem_Calloc(FRAMES // 8, 1)
+        if self.state.code_frames == NULL or self.state.unchecked_frames == NULL:
             raise MemoryError()
         self.state.upcall = <uint8_t *>upcall
         self.handler, self.string_in, self.string_out, self.on_msr = handler, string_in, string_out, on_msr
@@ -247,24 +271,28 @@ cdef class Watch:
     def __dealloc__(self):
         cdef Region *region
         PyMem_Free(self.state.code_frames)
-        PyMem_Free(self.state.fetched_frames)
+        PyMem_Free(self.state.unchecked_frames)
         while self.regions != NULL:
             region = self.regions
             self.regions = region.next
             PyMem_Free(region)
 
-    def holds_code(self, uint64_t gpa, uint64_t size):
-        """Whether code may have been translated from any of `size` bytes at guest-physical `gpa`."""
+    def forget_code(self, uint64_t gpa, uint64_t size):
+        """Drop what was translated from the frames of `size` bytes at guest-physical `gpa`. Whether there was any."""
         cdef uint64_t frame
+        cdef bint found = False
         for frame in range(gpa >> FRAME_SHIFT, min(((gpa + size - 1) >> FRAME_SHIFT) + 1, FRAMES)):
-            if self.state.code_frames[frame >> 3] >> (frame & 7) & 1:
-                return True
-        return False
+            if has_bit(self.state.code_frames, frame):
+                forget_frame(self.state.uc, &self.state, frame)
+                found = True
+        if found:
+            self.forget_strings()
+        return found
 
-    def forget_code(self):
-        """All translated code is gone, and the TLB with it."""
+    def forgot_all_code(self):
+        """All translated code is gone: pages that were executed may be written at full speed again."""
         memset(self.state.code_frames, 0, FRAMES // 8)
-        memset(self.state.fetched_frames, 0, FRAMES // 8)
+        flush_tlb(self.state.uc, &self.state)
         self.forget_strings()
 
     def forget_strings(self):
@@ -284,14 +312,32 @@ cdef class Watch:
             self.regions = region
         return <uintptr_t>region
 
-    @property
-    def left_flat(self):
-        """Whether the guest pages, or has left ring 0, and a page was looked for since this was set to False."""
-        return self.state.left_flat
+    def take_refused(self):
+        """Why our TLB hook refused the access that ended the run, if one did."""
+        why, self.state.refused = self.state.refused, REFUSED_NONE
+        return why
 
-    @left_flat.setter
-    def left_flat(self, bint value):
-        self.state.left_flat = value
+    def resume(self, int why):
+        """Make what was refused possible, by a new run that begins where the old one ended."""
+        if why == REFUSED_ALIAS:
+            forget_frame(self.state.uc, &self.state, self.state.alias)
+        else:
+            lend(self.state.uc, &self.state)
+        self.state.resumed = why != REFUSED_FETCH
+
+    def lend(self):
+        """Unicorn translates until the next block begins, where the guest pages: what is done to its registers meanwhile
+        may read descriptors, and cannot be refused."""
+        cdef uint32_t cr0 = 0
+        self.state.reg_read(self.state.uc, UC_X86_REG_CR0, &cr0)
+        if cr0 & CR0_PG and not self.state.lent:
+            lend(self.state.uc, &self.state)
+
+    def translate_anew(self):
+        """Translation is ours, and the TLB empty."""
+        self.state.lent = self.state.resumed = False
+        self.state.ctl(self.state.uc, UC_CTL_TLB_TYPE, <int>UC_TLB_VIRTUAL)
+        flush_tlb(self.state.uc, &self.state)
 
     @property
     def address(self):

@@ -26,7 +26,6 @@ FOUR_GIB: Final = 1 << 32
 VGA_HOLE: Final = (0xA0000, 0xC0000)
 BIOS_SHADOW: Final = 0x20000  # below 1 MiB: the last 128 KiB of the firmware
 CR0_AT_RESET: Final = 0x60000010
-CR0_PG: Final = 1 << 31
 STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.WINDOW}
 EXCEPTIONS: Final = 32
 CPUID: Final = b"\x0f\xa2"
@@ -106,12 +105,17 @@ class UnicornEngine:
         self._msrs: set[int] = set()
         self._uc = uc = _spare.pop() if _spare else _processor()
         self._cpu = UnicornCpu(uc)
-        functions = uclib.uc_emu_stop, uclib.uc_reg_read, uclib.uc_vmem_read, uclib.uc_vmem_translate
+        functions = (
+            uclib.uc_emu_stop, uclib.uc_reg_read, uclib.uc_vmem_read, uclib.uc_vmem_translate, uclib.uc_reg_read_batch, uclib.uc_ctl
+        )
+        self._anchor = (ctypes.c_char * len(ram)).from_buffer(ram)
+        self._base = ctypes.addressof(self._anchor)
         self._watch = Watch(
-            tuple(map(_address, functions)), upcall, handler, self._string_in, self._string_out, self._msr_found, path
+            tuple(map(_address, functions)), uc._uch.value, (self._base, ram_size), upcall, handler,
+            self._string_in, self._string_out, self._msr_found, path,
         )
         self._callbacks = self._watch.callbacks
-        self._map_memory(ram, ram_size, firmware)
+        self._map_memory(ram_size, firmware)
         uc.ctl_exits_enabled(True)
         uc.ctl_set_exits([])
         self._hook_compiled(uc_const.UC_HOOK_BLOCK, "block")
@@ -142,13 +146,11 @@ class UnicornEngine:
             raise UcError(status)
 
     # -- memory
-    def _map_memory(self, ram: mmap.mmap, ram_size: int, firmware: bytes) -> None:
-        self._anchor = (ctypes.c_char * len(ram)).from_buffer(ram)
-        self._base = base = ctypes.addressof(self._anchor)
+    def _map_memory(self, ram_size: int, firmware: bytes) -> None:
         self._holes = (VGA_HOLE, (ram_size, FOUR_GIB - len(firmware)))
         rom = FOUR_GIB - len(firmware)
         for start, end in ((0, VGA_HOLE[0]), (VGA_HOLE[1], ram_size)):
-            self._uc.mem_map_ptr(start, end - start, uc_const.UC_PROT_ALL, base + start)
+            self._uc.mem_map_ptr(start, end - start, uc_const.UC_PROT_ALL, self._base + start)
         for start, end in self._holes:
             self._map_hole(start, end)
         self._uc.mem_map(rom, len(firmware), uc_const.UC_PROT_READ | uc_const.UC_PROT_EXEC)
@@ -267,6 +269,7 @@ class UnicornEngine:
         return True
 
     def _deliver(self, vector: int, error_code: int | None, software: bool) -> None:
+        self._watch.lend()
         try:
             delivery.deliver(self._cpu, vector, error_code, software)
         except delivery.TripleFault as fault:
@@ -287,7 +290,7 @@ class UnicornEngine:
         self._uc.reg_write(x86.UC_X86_REG_EFLAGS, 2)
         self._uc.reg_write(x86.UC_X86_REG_CS, 0xF000)
         self._uc.reg_write(x86.UC_X86_REG_EIP, 0xFFF0)
-        self._translate_flat(True)
+        self._watch.translate_anew()
         self.forget_all_code()
 
     def run(self, deadline_ns: int) -> Stop:
@@ -300,8 +303,7 @@ class UnicornEngine:
         if self._forget_all:
             self._forget_all = False
             self._uc.ctl_flush_tb()
-            self._flush_tlb()           # pages that were executed may be written at full speed again
-            self._watch.forget_code()
+            self._watch.forgot_all_code()
         watch.stopped = STOP_NONE
         watch.deadline_ns = 0 if self.counts_blocks else deadline_ns
         watch.limit_blocks(deadline_ns if self.counts_blocks else 0)
@@ -324,25 +326,13 @@ class UnicornEngine:
             try:
                 self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_EIP), 0)
             except UcError as error:
-                if self._watch.left_flat and not self.crash:
-                    # Before an access, so nothing has happened: from here on Unicorn translates.
-                    self._translate_flat(False)
+                refused = self._watch.take_refused()
+                if refused and error.errno == uc_const.UC_ERR_EXCEPTION and not self.crash:
+                    self._watch.resume(refused)
                     continue
                 if error.errno == uc_const.UC_ERR_EXCEPTION or not self.crash:
                     self.crash = f"{error} at {self._where()}"
             return
-
-    def _translate_flat(self, flat: bool) -> None:
-        """Whether our TLB hook says what is behind a linear address, or Unicorn."""
-        self._watch.left_flat = False
-        self._uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL if flat else uc_const.UC_TLB_CPU)
-        self._flush_tlb()
-
-    def _flush_tlb(self) -> None:
-        """Unicorn's uc_ctl_flush_tlb, which its binding has no name for."""
-        status = uclib.uc_ctl(self._uc._uch, ctypes.c_int(uc_const.UC_CTL_TLB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30))
-        if status:
-            raise UcError(status)
 
     @property
     def blocks(self) -> int:
@@ -371,14 +361,7 @@ class UnicornEngine:
 
     def forget_code(self, gpa: int, size: int) -> None:
         """Drop translated blocks of a range of RAM."""
-        if not self._watch.holds_code(gpa, size):
-            return
-        self._watch.forget_strings()
-        if self._uc.reg_read(x86.UC_X86_REG_CR0) & CR0_PG:
-            # Unicorn's call takes a linear address, looks it up, and leaves a page fault for the guest when it is not mapped.
-            self.forget_all_code()
-        else:
-            self._uc.ctl_remove_cache(gpa, gpa + size)
+        self._watch.forget_code(gpa, size)
 
     def forget_all_code(self) -> None:
         """Drop every translated block; from inside an exit at the end of the block, which is one of them."""
