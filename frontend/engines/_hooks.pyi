@@ -9,6 +9,10 @@ STOP_NONE: int
 STOP_KICK: int
 STOP_TIMER: int
 STOP_WINDOW: int
+STOP_HOOKED: int
+FOUND_MSR: int
+FOUND_FAR: int
+FOUND_IRET: int
 
 class Watch:
     error: BaseException | None
@@ -25,7 +29,7 @@ class Watch:
         handler: ExitHandler,
         string_in: Callable[[int, int], int],
         string_out: Callable[[int, int, int], None],
-        on_msr: Callable[[int, int, int], None],
+        on_found: Callable[[int, int, int, int], None],
         path: ExitPath | None = None,
     ) -> None: ...
     def forget_code(self, gpa: int, size: int) -> bool: ...
@@ -34,6 +38,7 @@ class Watch:
     def resume(self, why: int) -> None: ...
     def lend(self) -> None: ...
     def translate_anew(self) -> None: ...
+    def lend_for_good(self) -> None: ...
     def forget_strings(self) -> None: ...
     def region(self, start: int) -> int: ...
     @property

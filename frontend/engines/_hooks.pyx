@@ -34,6 +34,12 @@ cpdef enum:                    # Watch.stopped
     STOP_KICK = 1
     STOP_TIMER = 2
     STOP_WINDOW = 3
+    STOP_HOOKED = 4            # a hook was put into the block that is next
+
+cpdef enum:                    # on_found
+    FOUND_MSR = 0
+    FOUND_FAR = 1
+    FOUND_IRET = 2
 
 cdef enum:
     UC_X86_REG_CS = 11
@@ -50,6 +56,7 @@ cdef enum:
     FRAMES = 1 << 20           # of 4 GiB
     STRINGS = 1024             # blocks whose search for string instructions is remembered
     LONGEST_BLOCK = 4096       # bytes
+    LONGEST_FAR = 7            # bytes of a far jump or call, without prefixes
 
 cdef struct Searched:          # a block, and whether it may hold a string instruction
     uint64_t start
@@ -70,6 +77,7 @@ cdef struct State:
     uint8_t *unchecked_frames  # and for each that stores may go to unchecked
     bint physical              # linear addresses are physical ones for now, whatever the guest says
     bint lent                  # Unicorn translates
+    bint lent_for_good
     bint resumed               # the next block is the rest of one that a refused access ended
     int refused                # the last access that was: why
     uint64_t alias             # and its frame, for REFUSED_ALIAS
@@ -86,7 +94,7 @@ cdef struct State:
     uint8_t running            # the first block of this run has begun
     uint64_t last              # the block executed last: where it begins and ends
     uint64_t end
-    void *on_msr
+    void *on_found
     void *watch                # the Watch: this struct is a part of it
     exit_fn exit               # the exit path, NULL without one
     void *path
@@ -149,9 +157,11 @@ cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noex
     if state.stopped:
         return
     if state.resumed:
+        if not state.last <= address < state.end:
+            state.last = address
         state.resumed, state.end = False, address + size
         return
-    if state.lent:
+    if state.lent and not state.lent_for_good:
         take_back(uc, state)
     if not state.running and size:
         # Unicorn tells of a new block when another one led to it: of the first one of a run it may not.
@@ -177,8 +187,27 @@ cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noex
         state.end = address + size
 
 
+cdef void find_far(State *state, uint64_t pc, const uint8_t *code, uint32_t size) noexcept nogil:
+    """A far jump, a far call or an IRET at the end of a block: 9A and EA with 4 or 6 bytes, FF /3 and /5 with 1 to 6, CF."""
+    cdef uint32_t back
+    cdef uint8_t byte
+    cdef int found = FOUND_MSR
+    for back in range(1, min(size, LONGEST_FAR) + 1):
+        byte = code[size - back]
+        if (byte == 0x9a or byte == 0xea) and (back == 5 or back == 7):
+            found = FOUND_FAR
+        elif byte == 0xff and back > 1 and (code[size - back + 1] >> 3 & 7) in (3, 5) and code[size - back + 1] < 0xc0:
+            found = FOUND_FAR
+        elif byte == 0xcf and back == 1:
+            found = FOUND_IRET
+        else:
+            continue
+        with gil:
+            (<object>state.on_found)(found, pc + size - back, pc, size)
+
+
 cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexcept nogil:
-    """UC_HOOK_EDGE_GENERATED: a new block. Unicorn has no hook for RDMSR and WRMSR, so find their bytes."""
+    """UC_HOOK_EDGE_GENERATED: a new block. Unicorn has no hook for RDMSR, WRMSR and task switches, so find their bytes."""
     cdef uint8_t code[LONGEST_BLOCK]
     cdef uint32_t i, size = current.size
     if size:
@@ -188,7 +217,8 @@ cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexc
     for i in range(size - 1):
         if code[i] == 0x0f and (code[i + 1] == 0x30 or code[i + 1] == 0x32):
             with gil:
-                (<object>state.on_msr)(current.pc + i, current.pc, size)
+                (<object>state.on_found)(FOUND_MSR, current.pc + i, current.pc, size)
+    find_far(state, current.pc, code, size)
 
 
 include "_walk.pxi"
@@ -201,15 +231,15 @@ cdef class Watch:
 
     functions: addresses of Unicorn's uc_emu_stop, uc_reg_read, uc_vmem_read, uc_vmem_translate, uc_reg_read_batch and
     uc_ctl. engine: Unicorn's handle. ram: address and size of RAM. upcall: address of the byte that stops the guest. handler: the engine's ExitHandler. string_in(port, size) -> value, string_out(port, size,
-    value): IN and OUT that may be string instructions. on_msr(address, block, size): bytes of RDMSR or WRMSR are at
-    `address`. path: the handler's exit path (miniguest.ring._core.ExitPath), if it has one.
+    value): IN and OUT that may be string instructions. on_found(what, address, block, size): bytes of RDMSR or WRMSR, or of an
+    instruction that may switch tasks, are at `address`. path: the handler's exit path (miniguest.ring._core.ExitPath), if it has one.
     """
     cdef State state
-    cdef object handler, string_in, string_out, on_msr, path
+    cdef object handler, string_in, string_out, on_found, path
     cdef Region *regions
     cdef public object error                   # what a handler raised
 
-    def __init__(self, functions, uintptr_t engine, ram, uintptr_t upcall, handler, string_in, string_out, on_msr, path=None):
+    def __init__(self, functions, uintptr_t engine, ram, uintptr_t upcall, handler, string_in, string_out, on_found, path=None):
         cdef uintptr_t emu_stop, reg_read, vmem_read, vmem_translate, reg_read_batch, ctl, base
         emu_stop, reg_read, vmem_read, vmem_translate, reg_read_batch, ctl = functions
         self.state.emu_stop = <emu_stop_fn><void *>emu_stop
@@ -226,8 +256,8 @@ cdef class Watch:
         if self.state.code_frames == NULL or self.state.unchecked_frames == NULL:
             raise MemoryError()
         self.state.upcall = <uint8_t *>upcall
-        self.handler, self.string_in, self.string_out, self.on_msr = handler, string_in, string_out, on_msr
-        self.state.on_msr = <void *>on_msr
+        self.handler, self.string_in, self.string_out, self.on_found = handler, string_in, string_out, on_found
+        self.state.on_found = <void *>on_found
         self.state.watch = <void *>self
         self.path = path
         if path is not None:
@@ -330,7 +360,7 @@ cdef class Watch:
         may read descriptors, and cannot be refused."""
         cdef uint32_t cr0 = 0
         self.state.reg_read(self.state.uc, UC_X86_REG_CR0, &cr0)
-        if cr0 & CR0_PG and not self.state.lent:
+        if cr0 & CR0_PG:
             lend(self.state.uc, &self.state)
 
     def translate_anew(self):
@@ -338,6 +368,13 @@ cdef class Watch:
         self.state.lent = self.state.resumed = False
         self.state.ctl(self.state.uc, UC_CTL_TLB_TYPE, <int>UC_TLB_VIRTUAL)
         flush_tlb(self.state.uc, &self.state)
+        if self.state.lent_for_good:
+            lend(self.state.uc, &self.state)
+
+    def lend_for_good(self):
+        """Unicorn translates: what our way is compared with."""
+        self.state.lent_for_good = True
+        self.translate_anew()
 
     @property
     def address(self):
@@ -349,6 +386,7 @@ cdef class Watch:
         """Addresses of the callbacks, by name."""
         return {
             "block": <uintptr_t><void *>&on_block, "edge": <uintptr_t><void *>&on_edge, "tlb_fill": <uintptr_t><void *>&on_tlb_fill,
+            "far": <uintptr_t><void *>&on_far, "iret": <uintptr_t><void *>&on_iret,
             "in": <uintptr_t><void *>&on_in, "out": <uintptr_t><void *>&on_out,
             "load": <uintptr_t><void *>&on_load, "store": <uintptr_t><void *>&on_store,
         }

@@ -21,7 +21,7 @@ cpdef enum:                    # Watch.refused
     REFUSED_NONE = 0
     REFUSED_DATA = 1           # in the middle of a block
     REFUSED_FETCH = 2          # in front of one
-    REFUSED_ALIAS = 3          # a store to a frame that holds code, where the guest forbids to execute it
+    REFUSED_ALIAS = 3          # a page that may not be executed, of a frame that holds code
 
 cdef struct TlbEntry:          # unicorn.h, struct uc_tlb_entry
     uint64_t paddr
@@ -52,6 +52,23 @@ cdef void lend(void *uc, State *state) noexcept nogil:
     """Unicorn translates, until the next block begins."""
     state.lent = True
     state.ctl(uc, UC_CTL_TLB_TYPE, <int>UC_TLB_CPU)
+
+
+cdef void on_far(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
+    """UC_HOOK_CODE, in front of a far jump or call. It may be a task switch, which reads descriptors when the new task's EIP
+    is set already. A miss of the TLB would set it back: our hook is called with the state that the instruction began with."""
+    cdef uint32_t cr0 = 0
+    state.reg_read(uc, UC_X86_REG_CR0, &cr0)
+    if cr0 & CR0_PE and not state.lent:
+        lend(uc, state)
+
+
+cdef void on_iret(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
+    """UC_HOOK_CODE, in front of an IRET. That switches tasks when NT is set."""
+    cdef uint32_t flags = 0
+    state.reg_read(uc, UC_X86_REG_EFLAGS, &flags)
+    if flags & EFLAGS_NT:
+        on_far(uc, address, size, state)
 
 
 cdef void take_back(void *uc, State *state) noexcept nogil:
@@ -98,19 +115,21 @@ cdef bint on_tlb_fill(void *uc, uint64_t address, int access, TlbEntry *entry, S
         note_fetch(uc, state, page.frame)
     if page.large:                                  # behind any flush, which would forget that again
         tell_large_page(uc, state, linear, access)
-    return grant(state, &page, access, entry)
+    return grant(state, &page, entry)
 
 
-cdef bint grant(State *state, const Page *page, int access, TlbEntry *entry) noexcept nogil:
-    """The rights to a page that the guest has, less those to execute and to write that would let a store pass unchecked."""
-    entry.perms = UC_PROT_READ
+cdef bint grant(State *state, const Page *page, TlbEntry *entry) noexcept nogil:
+    """The rights to a page that the guest has, less those to execute and to write that would let a store pass unchecked.
+
+    A page that may not be executed, of a frame that holds code: no entry makes Unicorn check its stores. The code goes first.
+    """
+    entry.perms = UC_PROT_READ | (UC_PROT_WRITE if page.writable else 0)
     if not has_bit(state.code_frames, page.frame):
         if page.writable:
-            entry.perms |= UC_PROT_WRITE
             set_bit(state.unchecked_frames, page.frame)
     elif page.executable:
-        entry.perms |= UC_PROT_EXEC | (UC_PROT_WRITE if page.writable else 0)
-    elif access == UC_MEM_WRITE:
+        entry.perms |= UC_PROT_EXEC
+    else:
         state.alias = page.frame
         return refuse(state, REFUSED_ALIAS)
     return True

@@ -13,6 +13,7 @@ cdef enum:
     CR4_PSE = 1 << 4
     CR4_PAE = 1 << 5
     CR4_UNUSUAL = 1 << 12 | 1 << 20 | 1 << 21 | 1 << 22    # LA57, SMEP, SMAP, PKE
+    EFLAGS_NT = 0x4000
     EFLAGS_VM = 0x20000
     MSR_EFER = 0xc0000080u
     EFER_NXE = 0x800

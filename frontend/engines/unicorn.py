@@ -15,7 +15,17 @@ from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
 from miniguest.frontend.engines import delivery, strings
-from miniguest.frontend.engines._hooks import STOP_KICK, STOP_NONE, STOP_TIMER, STOP_WINDOW, Watch
+from miniguest.frontend.engines._hooks import (
+    FOUND_FAR,
+    FOUND_IRET,
+    FOUND_MSR,
+    STOP_HOOKED,
+    STOP_KICK,
+    STOP_NONE,
+    STOP_TIMER,
+    STOP_WINDOW,
+    Watch,
+)
 from miniguest.frontend.engines.engine import ExitHandler, Stop
 from miniguest.frontend.engines.exception_state import layout, take_error_code
 from miniguest.frontend.engines.unicorn_cpu import DATA_SEGMENTS, UnicornCpu
@@ -27,6 +37,8 @@ VGA_HOLE: Final = (0xA0000, 0xC0000)
 BIOS_SHADOW: Final = 0x20000  # below 1 MiB: the last 128 KiB of the firmware
 CR0_AT_RESET: Final = 0x60000010
 STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.WINDOW}
+TASK_SWITCHES: Final = {FOUND_FAR: "far", FOUND_IRET: "iret"}
+PREFIXES: Final = 3             # bytes in front of such an instruction
 EXCEPTIONS: Final = 32
 CPUID: Final = b"\x0f\xa2"
 FEATURES: Final = 1                     # CPUID leaf
@@ -102,7 +114,7 @@ class UnicornEngine:
         self._pieces: list[tuple[int, int, int]] = []       # memory shown to the guest in the holes: what is to be
         self._shown: list[tuple[int, int, int]] = []        # and what is
         self._rom_stores: list[tuple[int, bytes]] = []      # what stores to ROM since the last stop wrote over
-        self._msrs: set[int] = set()
+        self._found: set[tuple[int, int]] = set()           # instructions that have a hook of their own
         self._uc = uc = _spare.pop() if _spare else _processor()
         self._cpu = UnicornCpu(uc)
         functions = (
@@ -112,7 +124,7 @@ class UnicornEngine:
         self._base = ctypes.addressof(self._anchor)
         self._watch = Watch(
             tuple(map(_address, functions)), uc._uch.value, (self._base, ram_size), upcall, handler,
-            self._string_in, self._string_out, self._msr_found, path,
+            self._string_in, self._string_out, self._instruction_found, path,
         )
         self._callbacks = self._watch.callbacks
         self._map_memory(ram_size, firmware)
@@ -130,7 +142,7 @@ class UnicornEngine:
         self._power_on = uc.context_save()
         self.reset()
 
-    def _hook_compiled(self, kind: int, callback: str, instruction: int = 0) -> None:
+    def _hook_compiled(self, kind: int, callback: str, instruction: int = 0, begin: int = 1, end: int = 0) -> None:
         handle = ctypes.c_size_t()
         status = uclib.uc_hook_add(
             self._uc._uch,
@@ -138,8 +150,8 @@ class UnicornEngine:
             kind,
             ctypes.c_void_p(self._callbacks[callback]),
             ctypes.c_void_p(self._watch.address),
-            ctypes.c_uint64(1),
-            ctypes.c_uint64(0),
+            ctypes.c_uint64(begin),
+            ctypes.c_uint64(end),
             ctypes.c_int(instruction),
         )
         if status:
@@ -230,14 +242,18 @@ class UnicornEngine:
         eax, ebx, ecx, edx = native_cpuid(FEATURES)
         return eax, ebx, ecx, edx & ~(SEP | TSC if self.counts_blocks else SEP)
 
-    def _msr_found(self, address: int, block: int, size: int) -> None:
-        """A new block may hold RDMSR or WRMSR: hook it, and have the block made anew with the hook in it."""
-        if address not in self._msrs:
-            self._msrs.add(address)
+    def _instruction_found(self, what: int, address: int, block: int, size: int) -> None:
+        """A new block may hold an instruction that needs a hook, which the block is made anew with."""
+        if (what, address) in self._found:
+            return
+        self._found.add((what, address))
+        if what == FOUND_MSR:
             self._uc.hook_add(uc_const.UC_HOOK_CODE, self._msr, begin=address, end=address)
-            self._uc.ctl_remove_cache(block, block + size)
-            self._watch.stopped = STOP_KICK
-            self._uc.emu_stop()
+        else:
+            self._hook_compiled(uc_const.UC_HOOK_CODE, TASK_SWITCHES[what], begin=max(0, address - PREFIXES), end=address)
+        self._uc.ctl_remove_cache(block, block + size)
+        self._watch.stopped = STOP_KICK if what == FOUND_MSR else STOP_HOOKED
+        self._uc.emu_stop()
 
     def _msr(self, uc: Uc, address: int, _size: int, _: object) -> None:
         self._cpu.load()
@@ -322,17 +338,24 @@ class UnicornEngine:
         return STOPS.get(watch.stopped, Stop.HALT)
 
     def _emulate(self) -> None:
-        while True:
-            try:
-                self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_EIP), 0)
-            except UcError as error:
-                refused = self._watch.take_refused()
-                if refused and error.errno == uc_const.UC_ERR_EXCEPTION and not self.crash:
-                    self._watch.resume(refused)
-                    continue
-                if error.errno == uc_const.UC_ERR_EXCEPTION or not self.crash:
-                    self.crash = f"{error} at {self._where()}"
-            return
+        while self._goes_on():
+            pass
+
+    def _goes_on(self) -> bool:
+        """Run; whether what ended it is over and the guest has not noticed."""
+        try:
+            self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_EIP), 0)
+        except UcError as error:
+            refused = self._watch.take_refused()
+            if refused and error.errno == uc_const.UC_ERR_EXCEPTION and not self.crash:
+                self._watch.resume(refused)
+                return True
+            if error.errno == uc_const.UC_ERR_EXCEPTION or not self.crash:
+                self.crash = f"{error} at {self._where()}"
+        hooked: bool = self._watch.stopped == STOP_HOOKED
+        if hooked:
+            self._watch.stopped = STOP_NONE
+        return hooked
 
     @property
     def blocks(self) -> int:
@@ -380,6 +403,10 @@ class UnicornEngine:
         self._pieces = shown
         if self._running and shown != self._shown:
             self.kick()
+
+    def leave_translation(self) -> None:
+        """Leave all translation to Unicorn: what ours is compared with, in tests and measurements."""
+        self._watch.lend_for_good()
 
     def close(self) -> None:
         """Free Unicorn's engine; the mapping of RAM stays its owner's."""
