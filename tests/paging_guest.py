@@ -285,7 +285,7 @@ class Guest:
     def _call_service(self, number: int, place: int = 0, value: int = 0, linear: int = 0) -> bytes:
         code = b"\xb8" + dword(number)
         if place:
-            code += b"\xbb" + dword(place) + b"\xb9" + dword(value & 0xFFFFFFFF) + b"\xbf" + dword(value >> 32) + b"\xbe" + dword(linear)
+            code += b"\xbb" + dword(place) + b"\xb9" + dword(value) + b"\xbf" + dword(value >> 32) + b"\xbe" + dword(linear)
         return code + b"\xcd\x30"
 
     def _slot(self, code: bytes) -> None:

@@ -11,7 +11,7 @@ KINDS = ["32", "pse", "pae", "nx"]
 def test_guests_made_at_random_end_alike(tmp_path: Path, kind: str) -> None:
     """Registers, error codes and CR2 of all faults are in the memory, and so are the tables' accessed and dirty bits.
     An access that is tried again adds no block to their number, which is the guest's time."""
-    for seed in range(40):
+    for seed in range(10):
         ours, unicorns = (Guest(tmp_path, kind, seed).run(by_unicorn) for by_unicorn in (False, True))
         assert differing(ours, unicorns) == [], f"{kind}, seed {seed}"
 

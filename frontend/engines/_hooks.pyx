@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
 """The Unicorn callbacks that run often: at every block (kicks, timers and interrupt windows), at new blocks (which frames
-hold translated code, the search for RDMSR and WRMSR), at exits, and at every page that is first used.
+hold translated code, the search for RDMSR, WRMSR and task switches), at exits, and at every page that is first used.
 
 Unicorn itself is reached through function addresses, so that this file needs none of its headers to build.
 """
@@ -56,7 +56,6 @@ cdef enum:
     FRAMES = 1 << 20           # of 4 GiB
     STRINGS = 1024             # blocks whose search for string instructions is remembered
     LONGEST_BLOCK = 4096       # bytes
-    LONGEST_FAR = 7            # bytes of a far jump or call, without prefixes
 
 cdef struct Searched:          # a block, and whether it may hold a string instruction
     uint64_t start
@@ -187,25 +186,6 @@ cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noex
         state.end = address + size
 
 
-cdef void find_far(State *state, uint64_t pc, const uint8_t *code, uint32_t size) noexcept nogil:
-    """A far jump, a far call or an IRET at the end of a block: 9A and EA with 4 or 6 bytes, FF /3 and /5 with 1 to 6, CF."""
-    cdef uint32_t back
-    cdef uint8_t byte
-    cdef int found = FOUND_MSR
-    for back in range(1, min(size, LONGEST_FAR) + 1):
-        byte = code[size - back]
-        if (byte == 0x9a or byte == 0xea) and (back == 5 or back == 7):
-            found = FOUND_FAR
-        elif byte == 0xff and back > 1 and (code[size - back + 1] >> 3 & 7) in (3, 5) and code[size - back + 1] < 0xc0:
-            found = FOUND_FAR
-        elif byte == 0xcf and back == 1:
-            found = FOUND_IRET
-        else:
-            continue
-        with gil:
-            (<object>state.on_found)(found, pc + size - back, pc, size)
-
-
 cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexcept nogil:
     """UC_HOOK_EDGE_GENERATED: a new block. Unicorn has no hook for RDMSR, WRMSR and task switches, so find their bytes."""
     cdef uint8_t code[LONGEST_BLOCK]
@@ -223,6 +203,7 @@ cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexc
 
 include "_walk.pxi"
 include "_tlb.pxi"
+include "_tasks.pxi"
 include "_exits.pxi"
 
 

@@ -54,23 +54,6 @@ cdef void lend(void *uc, State *state) noexcept nogil:
     state.ctl(uc, UC_CTL_TLB_TYPE, <int>UC_TLB_CPU)
 
 
-cdef void on_far(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
-    """UC_HOOK_CODE, in front of a far jump or call. It may be a task switch, which reads descriptors when the new task's EIP
-    is set already. A miss of the TLB would set it back: our hook is called with the state that the instruction began with."""
-    cdef uint32_t cr0 = 0
-    state.reg_read(uc, UC_X86_REG_CR0, &cr0)
-    if cr0 & CR0_PE and not state.lent:
-        lend(uc, state)
-
-
-cdef void on_iret(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
-    """UC_HOOK_CODE, in front of an IRET. That switches tasks when NT is set."""
-    cdef uint32_t flags = 0
-    state.reg_read(uc, UC_X86_REG_EFLAGS, &flags)
-    if flags & EFLAGS_NT:
-        on_far(uc, address, size, state)
-
-
 cdef void take_back(void *uc, State *state) noexcept nogil:
     """Translation is ours again. Unicorn lets all pages be executed, so that it checks stores to them, but those with NX."""
     state.lent = False

@@ -33,9 +33,14 @@ cdef struct Mode:              # what translation depends on, as reg_read_batch 
     uint64_t cs
     uint64_t ss
     uint64_t flags
+    uint64_t unknown           # bits of entries; not a register
 
 cdef struct Msr:               # x86.h, struct uc_x86_msr
     uint32_t index
+    uint64_t value
+
+cdef struct Entry:             # of a page directory or table
+    uint64_t *at
     uint64_t value
 
 cdef struct Page:              # 4 KiB, be it a part of a large page
@@ -76,61 +81,73 @@ cdef uint64_t *entry_at(State *state, uint64_t gpa) noexcept nogil:
     return <uint64_t *>(state.ram + gpa)
 
 
-cdef uint64_t load_entry(const uint64_t *entry, bint wide) noexcept nogil:
-    return entry[0] if wide else (<const uint32_t *>entry)[0]
+cdef bint read_entry(State *state, const Mode *mode, Entry *entry, uint64_t table, uint32_t index) noexcept nogil:
+    """The entry of a table that begins at the frame of `table`. False: it is not present, or what it says is unusual."""
+    cdef bint wide = mode.cr4 & CR4_PAE != 0
+    entry.at = entry_at(state, (table & 0xfffff000u) + index * (8 if wide else 4))
+    if entry.at == NULL:
+        return False
+    entry.value = entry.at[0] if wide else (<const uint32_t *>entry.at)[0]
+    return entry.value & PRESENT and not entry.value & mode.unknown
 
 
-cdef bint walk(void *uc, State *state, const Mode *mode, uint32_t linear, int access, Page *page) noexcept nogil:
+cdef bint find_directory(State *state, const Mode *mode, uint32_t linear, Entry *directory) noexcept nogil:
+    """The entry of the page directory."""
+    cdef uint64_t *pointer
+    if not mode.cr4 & CR4_PAE:
+        return read_entry(state, mode, directory, mode.cr3, linear >> 22)
+    pointer = entry_at(state, (mode.cr3 & 0xffffffe0u) + (linear >> 30) * 8)
+    if pointer == NULL or not pointer[0] & PRESENT or pointer[0] >> 32:
+        return False
+    return read_entry(state, mode, directory, pointer[0], linear >> 21 & 511)
+
+
+cdef bint find_leaf(State *state, const Mode *mode, uint32_t linear, const Entry *directory, Entry *leaf, Page *page) noexcept nogil:
+    """The entry that names the frame, and which frame that is."""
+    cdef uint64_t inside = 0xfff                    # the bits of an address that are the page's own
+    page.large = directory.value & LARGE and mode.cr4 & (CR4_PSE | CR4_PAE)
+    if page.large:
+        leaf[0] = directory[0]
+        inside = 0x1fffff if mode.cr4 & CR4_PAE else 0x3fffff
+        if leaf.value & inside & ~<uint64_t>0x1fff: # reserved, or high bits of an address
+            return False
+    elif not read_entry(state, mode, leaf, directory.value, linear >> 12 & (511 if mode.cr4 & CR4_PAE else 1023)):
+        return False
+    page.frame = ((leaf.value & 0xffffffffu & ~inside) | (linear & inside)) >> FRAME_SHIFT
+    return True
+
+
+cdef bint walk(void *uc, State *state, Mode *mode, uint32_t linear, int access, Page *page) noexcept nogil:
     """The page behind a linear address, noted as accessed and dirty. False: it faults, or that is not certain.
 
     The access may be one at supervisor level, to a descriptor, though the guest is in ring 3. What is allowed then is
     more; the rights told are those of ring 3.
     """
-    cdef bint wide = mode.cr4 & CR4_PAE != 0, user = is_user(mode), writable
-    cdef uint64_t unknown = 0, rights, directory_entry, leaf, needed, mask
-    cdef uint64_t *directory
-    cdef uint64_t *at
+    cdef Entry directory, leaf
+    cdef bint user = is_user(mode), writable
+    cdef uint64_t rights
     if mode.cr4 & CR4_UNUSUAL or not mode.cr0 & CR0_PE:
         return False
-    if wide:
-        # Addresses of 4 GiB and more, of which there is nothing, and NX where it is reserved.
-        unknown = 0x7fffffff00000000u if no_execute(uc, state) else 0xffffffff00000000u
-        at = entry_at(state, (mode.cr3 & 0xffffffe0u) + (linear >> 30) * 8)
-        if at == NULL or not at[0] & PRESENT or at[0] >> 32:
-            return False
-        directory = entry_at(state, (at[0] & 0xfffff000u) + (linear >> 21 & 511) * 8)
-    else:
-        directory = entry_at(state, (mode.cr3 & 0xfffff000u) + (linear >> 22) * 4)
-    if directory == NULL:
+    if mode.cr4 & CR4_PAE:                          # 4 GiB and more, of which there is nothing; NX where it is reserved
+        mode.unknown = 0x7fffffff00000000u if no_execute(uc, state) else 0xffffffff00000000u
+    if not find_directory(state, mode, linear, &directory) or not find_leaf(state, mode, linear, &directory, &leaf, page):
         return False
-    directory_entry = rights = leaf = load_entry(directory, wide)
-    if not leaf & PRESENT or leaf & unknown:
-        return False
-    at = directory
-    mask = 0xfff
-    page.large = leaf & LARGE and (wide or mode.cr4 & CR4_PSE)
-    if page.large:
-        mask = 0x1fffff if wide else 0x3fffff
-        if leaf & mask & ~<uint64_t>0x1fff:         # reserved, or high bits of an address
-            return False
-    else:
-        at = entry_at(state, (leaf & 0xfffff000u) + ((linear >> 12 & 511) * 8 if wide else (linear >> 12 & 1023) * 4))
-        if at == NULL:
-            return False
-        leaf = load_entry(at, wide)
-        rights &= leaf
-        if not leaf & PRESENT or leaf & unknown:
-            return False
+    rights = directory.value & leaf.value
     writable = rights & WRITABLE or not (user or mode.cr0 & CR0_WP)
-    page.executable = not (directory_entry | leaf) >> 63
-    if (user and not rights & USER) or (access == UC_MEM_WRITE and not writable) or (
-            access == UC_MEM_FETCH and not page.executable):
+    page.executable = not (directory.value | leaf.value) >> 63
+    if user and not rights & USER:
         return False
-    if not directory_entry & ACCESSED:
-        set_bits(<uint8_t *>directory, ACCESSED)
-    needed = ACCESSED | DIRTY if access == UC_MEM_WRITE else ACCESSED
-    if leaf & needed != needed:
-        set_bits(<uint8_t *>at, <uint8_t>needed)
-    page.writable = writable and (leaf | needed) & DIRTY
-    page.frame = ((leaf & 0xffffffffu & ~mask) | (linear & mask)) >> FRAME_SHIFT
+    if (access == UC_MEM_WRITE and not writable) or (access == UC_MEM_FETCH and not page.executable):
+        return False
+    page.writable = note_access(&directory, &leaf, access) and writable
     return True
+
+
+cdef bint note_access(const Entry *directory, const Entry *leaf, int access) noexcept nogil:
+    """Note an access in the tables. Whether the page is noted as dirty."""
+    cdef uint64_t bits = ACCESSED | DIRTY if access == UC_MEM_WRITE else ACCESSED
+    if not directory.value & ACCESSED:
+        set_bits(<uint8_t *>directory.at, ACCESSED)
+    if leaf.value & bits != bits:
+        set_bits(<uint8_t *>leaf.at, <uint8_t>bits)
+    return (leaf.value | bits) & DIRTY != 0

@@ -118,7 +118,8 @@ class UnicornEngine:
         self._uc = uc = _spare.pop() if _spare else _processor()
         self._cpu = UnicornCpu(uc)
         functions = (
-            uclib.uc_emu_stop, uclib.uc_reg_read, uclib.uc_vmem_read, uclib.uc_vmem_translate, uclib.uc_reg_read_batch, uclib.uc_ctl
+            uclib.uc_emu_stop, uclib.uc_reg_read, uclib.uc_vmem_read, uclib.uc_vmem_translate,
+            uclib.uc_reg_read_batch, uclib.uc_ctl,
         )
         self._anchor = (ctypes.c_char * len(ram)).from_buffer(ram)
         self._base = ctypes.addressof(self._anchor)

@@ -18,6 +18,8 @@ DELIVERY: Final = [
     x86.UC_X86_REG_ESP,
     x86.UC_X86_REG_EFLAGS,
     x86.UC_X86_REG_CR0,
+    x86.UC_X86_REG_CR3,
+    x86.UC_X86_REG_CR4,
 ]
 DATA_SEGMENTS: Final = [x86.UC_X86_REG_ES, x86.UC_X86_REG_DS, x86.UC_X86_REG_FS, x86.UC_X86_REG_GS]
 
@@ -50,12 +52,12 @@ class UnicornCpu:
         self._delivery = Registers(uc, DELIVERY)
         self._clear = False
         self._privileged = True
-        self.eip = self.cs = self.ss = self.esp = self.eflags = self.cr0 = 0
+        self.eip = self.cs = self.ss = self.esp = self.eflags = self.cr0 = self._cr3 = self._cr4 = 0
 
     def load(self) -> None:
         """Read the fields from the processor."""
         self._clear = False
-        self.eip, self.cs, self.ss, self.esp, self.eflags, self.cr0 = self._delivery.read()
+        self.eip, self.cs, self.ss, self.esp, self.eflags, self.cr0, self._cr3, self._cr4 = self._delivery.read()
         self._privileged = not self.cr0 & CR0_PE or (self.cs & 3 == 0 and not self.eflags & EFLAGS_VM)
 
     def store(self) -> None:
@@ -137,8 +139,7 @@ class UnicornCpu:
         """As `translate`, at supervisor level and without a trace in CR2."""
         if not self.cr0 & CR0_PG:
             return linear
-        cr3, cr4 = self._uc.reg_read_batch([x86.UC_X86_REG_CR3, x86.UC_X86_REG_CR4])
-        return walk(self._entry, cr3, cr4, linear, write and bool(self.cr0 & CR0_WP))
+        return walk(self._entry, self._cr3, self._cr4, linear, write and bool(self.cr0 & CR0_WP))
 
     def _entry(self, gpa: int, size: int) -> int:
         return int.from_bytes(self._physical(gpa, size), "little")
