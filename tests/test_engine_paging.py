@@ -41,9 +41,9 @@ TASKS = """
         mov dword ptr [0x4100 + 0x50], 16
         mov dword ptr [0x4100 + 0x54], 16
         mov dword ptr [0x4000 + 0x1c], 0x100000
+        mov word ptr [0x5f4], 0x30
         jmp 1f
-1:      cmp esp, esp                                   # ZF, which the other task has not
-        .byte 0x9a, 0, 0, 0, 0, 0x30, 0                # call 0x30:0
+1:      {call}
         mov byte ptr [0x501], 1
         hlt
 task:   mov byte ptr [0x500], 1
@@ -51,10 +51,14 @@ task:   mov byte ptr [0x500], 1
 """
 
 
+FAR_CALLS = [".byte 0x9a, 0, 0, 0, 0, 0x30, 0", ".byte 0xff, 0x1d, 0xf0, 5, 0, 0", ".byte 0x66, 0x2e, 0x9a, 0, 0, 0x30, 0"]
+
+
+@pytest.mark.parametrize("call", FAR_CALLS)
 @pytest.mark.parametrize("paging", ["", PAGED], ids=["flat", "paged"])
-def test_a_task_switch_enters_the_other_task(tmp_path: Path, paging: str, ours: bool) -> None:
+def test_a_task_switch_enters_the_other_task(tmp_path: Path, paging: str, call: str, ours: bool) -> None:
     """Unicorn reads descriptors when it has the new task's EIP already: a miss of the TLB must not undo that."""
-    m = paged(tmp_path, paging + TASKS, ours)
+    m = paged(tmp_path, paging + TASKS.format(call=call), ours)
     m.ram[0x4066] = 0x68
     finish(m)
     assert tuple(m.ram[0x500:0x502]) == (1, 1)

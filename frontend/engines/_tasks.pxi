@@ -26,17 +26,23 @@ cdef void find_far(State *state, uint64_t pc, const uint8_t *code, uint32_t size
             (<object>state.on_found)(found, pc + size - back, pc, size)
 
 
-cdef void on_far(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
-    """UC_HOOK_CODE, in front of a far jump or call."""
+cdef bint has_tasks(void *uc, State *state) noexcept nogil:
+    """Protected mode."""
     cdef uint32_t cr0 = 0
     state.reg_read(uc, UC_X86_REG_CR0, &cr0)
-    if cr0 & CR0_PE and not state.lent:
+    return cr0 & CR0_PE
+
+
+cdef void on_far(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
+    """UC_HOOK_CODE, in front of a far jump or call."""
+    if has_tasks(uc, state):
         lend(uc, state)
 
 
 cdef void on_iret(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
     """UC_HOOK_CODE, in front of an IRET. That switches tasks when NT is set."""
     cdef uint32_t flags = 0
-    state.reg_read(uc, UC_X86_REG_EFLAGS, &flags)
-    if flags & EFLAGS_NT:
-        on_far(uc, address, size, state)
+    if has_tasks(uc, state):                        # the flags take longer to read
+        state.reg_read(uc, UC_X86_REG_EFLAGS, &flags)
+        if flags & EFLAGS_NT:
+            lend(uc, state)
