@@ -29,7 +29,7 @@ class Watch:
         handler: ExitHandler,
         string_in: Callable[[int, int], int],
         string_out: Callable[[int, int, int], None],
-        on_found: Callable[[int, int, int, int], None],
+        on_found: Callable[[int, int, int, int, int], None],
         path: ExitPath | None = None,
     ) -> None: ...
     def forget_code(self, gpa: int, size: int) -> bool: ...

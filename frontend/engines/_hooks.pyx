@@ -197,8 +197,8 @@ cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexc
     for i in range(size - 1):
         if code[i] == 0x0f and (code[i + 1] == 0x30 or code[i + 1] == 0x32):
             with gil:
-                (<object>state.on_found)(FOUND_MSR, current.pc + i, current.pc, size)
-    find_far(state, current.pc, code, size)
+                (<object>state.on_found)(FOUND_MSR, current.pc + i, current.pc + i, current.pc, size)
+    find_far(uc, state, current.pc, code, size)
 
 
 include "_walk.pxi"
@@ -212,8 +212,9 @@ cdef class Watch:
 
     functions: addresses of Unicorn's uc_emu_stop, uc_reg_read, uc_vmem_read, uc_vmem_translate, uc_reg_read_batch and
     uc_ctl. engine: Unicorn's handle. ram: address and size of RAM. upcall: address of the byte that stops the guest. handler: the engine's ExitHandler. string_in(port, size) -> value, string_out(port, size,
-    value): IN and OUT that may be string instructions. on_found(what, address, block, size): bytes of RDMSR or WRMSR, or of an
-    instruction that may switch tasks, are at `address`. path: the handler's exit path (miniguest.ring._core.ExitPath), if it has one.
+    value): IN and OUT that may be string instructions. on_found(what, first, last, block, size): bytes of RDMSR or WRMSR, or of an
+    instruction that may switch tasks, are at `last`, with prefixes from `first` on. path: the handler's exit path
+    (miniguest.ring._core.ExitPath), if it has one.
     """
     cdef State state
     cdef object handler, string_in, string_out, on_found, path

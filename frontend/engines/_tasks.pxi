@@ -7,9 +7,21 @@ cdef enum:
     LONGEST_FAR = 7            # bytes of a far jump or call, without prefixes
 
 
-cdef void find_far(State *state, uint64_t pc, const uint8_t *code, uint32_t size) noexcept nogil:
+cdef bint has_tasks(void *uc, State *state) noexcept nogil:
+    """Protected mode."""
+    cdef uint32_t cr0 = 0
+    state.reg_read(uc, UC_X86_REG_CR0, &cr0)
+    return cr0 & CR0_PE
+
+
+cdef bint is_prefix(uint8_t byte) noexcept nogil:
+    """An operand or address size, or a segment."""
+    return byte in (0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67)
+
+
+cdef void find_far(void *uc, State *state, uint64_t pc, const uint8_t *code, uint32_t size) noexcept nogil:
     """A far jump, a far call or an IRET at the end of a block: 9A and EA with 4 or 6 bytes, FF /3 and /5 with 1 to 6, CF."""
-    cdef uint32_t back
+    cdef uint32_t back, first
     cdef uint8_t byte
     cdef int found = FOUND_MSR
     for back in range(1, min(size, LONGEST_FAR) + 1):
@@ -22,15 +34,12 @@ cdef void find_far(State *state, uint64_t pc, const uint8_t *code, uint32_t size
             found = FOUND_IRET
         else:
             continue
-        with gil:
-            (<object>state.on_found)(found, pc + size - back, pc, size)
-
-
-cdef bint has_tasks(void *uc, State *state) noexcept nogil:
-    """Protected mode."""
-    cdef uint32_t cr0 = 0
-    state.reg_read(uc, UC_X86_REG_CR0, &cr0)
-    return cr0 & CR0_PE
+        if has_tasks(uc, state):                    # where it has none, the block is another one
+            first = size - back
+            while first and is_prefix(code[first - 1]):
+                first -= 1
+            with gil:
+                (<object>state.on_found)(found, pc + first, pc + size - back, pc, size)
 
 
 cdef void on_far(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:

@@ -38,7 +38,6 @@ BIOS_SHADOW: Final = 0x20000  # below 1 MiB: the last 128 KiB of the firmware
 CR0_AT_RESET: Final = 0x60000010
 STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.WINDOW}
 TASK_SWITCHES: Final = {FOUND_FAR: "far", FOUND_IRET: "iret"}
-PREFIXES: Final = 3             # bytes in front of such an instruction
 EXCEPTIONS: Final = 32
 CPUID: Final = b"\x0f\xa2"
 FEATURES: Final = 1                     # CPUID leaf
@@ -114,7 +113,7 @@ class UnicornEngine:
         self._pieces: list[tuple[int, int, int]] = []       # memory shown to the guest in the holes: what is to be
         self._shown: list[tuple[int, int, int]] = []        # and what is
         self._rom_stores: list[tuple[int, bytes]] = []      # what stores to ROM since the last stop wrote over
-        self._found: set[tuple[int, int]] = set()           # instructions that have a hook of their own
+        self._found: set[tuple[int, int, int]] = set()      # instructions that have a hook of their own
         self._uc = uc = _spare.pop() if _spare else _processor()
         self._cpu = UnicornCpu(uc)
         functions = (
@@ -243,15 +242,15 @@ class UnicornEngine:
         eax, ebx, ecx, edx = native_cpuid(FEATURES)
         return eax, ebx, ecx, edx & ~(SEP | TSC if self.counts_blocks else SEP)
 
-    def _instruction_found(self, what: int, address: int, block: int, size: int) -> None:
+    def _instruction_found(self, what: int, first: int, last: int, block: int, size: int) -> None:
         """A new block may hold an instruction that needs a hook, which the block is made anew with."""
-        if (what, address) in self._found:
+        if (what, first, last) in self._found:
             return
-        self._found.add((what, address))
+        self._found.add((what, first, last))
         if what == FOUND_MSR:
-            self._uc.hook_add(uc_const.UC_HOOK_CODE, self._msr, begin=address, end=address)
+            self._uc.hook_add(uc_const.UC_HOOK_CODE, self._msr, begin=first, end=last)
         else:
-            self._hook_compiled(uc_const.UC_HOOK_CODE, TASK_SWITCHES[what], begin=max(0, address - PREFIXES), end=address)
+            self._hook_compiled(uc_const.UC_HOOK_CODE, TASK_SWITCHES[what], begin=first, end=last)
         self._uc.ctl_remove_cache(block, block + size)
         self._watch.stopped = STOP_KICK if what == FOUND_MSR else STOP_HOOKED
         self._uc.emu_stop()
