@@ -130,8 +130,11 @@ class Children:
         ready = self._epoll.poll(None if seconds is None else max(0, seconds))
         if also is not None:
             self._epoll.unregister(also)
-        ended = [self._by_fd.pop(fd) for fd, _ in ready if fd in self._by_fd]
+        fds = {fd for fd, _ in ready}
+        # In the order of their starts: of those that died at once, that was the one which the others could not do without.
+        ended = [child for child in self.living if child.pidfd in fds] if fds - {also} else []
         for child in ended:
+            del self._by_fd[child.pidfd]
             # Told to forget it before it is closed: its siblings have inherited the pidfd, which lives on in them.
             self._epoll.unregister(child.pidfd)
             child.reap()
