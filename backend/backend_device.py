@@ -7,7 +7,7 @@ from miniguest.backend.sparingly import SparingLog
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, PeerError, XenstoreError
 from miniguest.ring.process import Process
-from miniguest.ring.xenbus import Keys, forget_error, is_gone, read_state, step_state, write_error, write_keys
+from miniguest.ring.xenbus import Keys, find_state, forget_error, is_gone, read_state, step_state, write_error, write_keys
 from miniguest.ring.xenstore import Nodes, Xenstore
 from miniguest.ring.xenstore.client import Transaction, Value
 
@@ -123,8 +123,11 @@ class BackendDevice:
 
     def _frontend_unknown(self) -> None:
         """The frontend's directory went with its domain; or its state is none."""
-        if self.store.exists(f"{self.frontend}/state"):
+        state = find_state(self.store, self.frontend)
+        if state is None:
             raise PeerError(f"{self.frontend}/state is none of xenbus.h")
+        if state != XenbusState.Unknown:
+            return                      # written meanwhile, of which the watch tells, too
         if self.is_connected or self.over:
             self._frontend_closed()
         self.process.forget(self.domid)

@@ -15,10 +15,15 @@ _U32 = 0xFFFFFFFF
 
 def read_state(store: Nodes, path: str) -> XenbusState:
     """The state of the end whose directory is `path`; Unknown when there is none, or what is there is no state."""
+    return find_state(store, path) or XenbusState.Unknown
+
+
+def find_state(store: Nodes, path: str) -> XenbusState | None:
+    """The same, but None for what is there and no state."""
     try:
-        return XenbusState(int(store.read(f"{path}/state")))
+        return XenbusState(int(store.read(f"{path}/state"))) or None
     except ValueError:
-        return XenbusState.Unknown
+        return None
     except XenstoreError as error:
         if error.code in ("ENOENT", "EACCES"):
             return XenbusState.Unknown

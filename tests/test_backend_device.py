@@ -151,3 +151,38 @@ def test_an_event_of_the_old_device_is_handled_when_the_new_one_is_there() -> No
     steps.toolstack.write(f"{FRONT}/state", int(S.Initialised))
     steps.catch_up()
     assert steps.devices[-1].ring == "new ring" and steps.store.read(f"{BACK}/sectors") == b"new"
+
+
+@pytest.mark.parametrize("state", [S.Initialising, S.Initialised])
+def test_a_frontend_that_is_written_anew_before_any_request(state: S) -> None:
+    """Its directory is removed, which is news, and there again when the backend looks, or by its next look."""
+    step = 0
+    while True:
+        steps = Steps()
+        steps.make("image", S.Initialised, "ring")
+        steps.catch_up()
+        steps.toolstack.rm(FRONT)
+
+        def again(steps: Steps = steps) -> None:
+            write_keys(steps.toolstack, FRONT, {"ring": "again", "state": int(state)})
+
+        steps.before_request(step, again)
+        steps.catch_up()
+        if not steps.acted:
+            break
+        while steps.store.pending:
+            steps.catch_up()
+        assert not steps.store.exists(f"{BACK}/error"), step
+        assert read_state(steps.store, BACK) in (S.InitWait, S.Connected), step
+        step += 1
+    assert step > 1
+
+
+def test_a_state_that_is_none_of_the_headers_disables() -> None:
+    for word in ("0", "9", "x", ""):
+        steps = Steps()
+        steps.make("image", S.Initialising, "ring")
+        steps.catch_up()
+        steps.toolstack.write(f"{FRONT}/state", word)
+        steps.catch_up()
+        assert "none of xenbus.h" in steps.store.read_text(f"{BACK}/error"), word
