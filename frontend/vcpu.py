@@ -66,7 +66,7 @@ class Vcpu:
         seat = Seat(
             memory.map, memory.ram_size, firmware, self, process.loop.upcall.pending_address, self._model.path,
             self._clock.stepped, notes,
-            lambda: self._loop.stopping or self._shutdown() == 1 + SHUTDOWN_watchdog,
+            self._told_to_stop,
         )
         self.engine, self._pace = assemble(plan, seat)
         ranges = Ranges(memory.frame(memory.special("ranges")))
@@ -166,6 +166,9 @@ class Vcpu:
     def _answered(self, value: int | None) -> int:
         if value is None:
             self.engine.kick()
+            if self._told_to_stop():
+                # It was cut short by no doing of the guest's: a recording does not have it, and it is not counted.
+                self._count = lambda index, elements, ns: None
             return NO_ANSWER
         self.look()
         return value
@@ -174,6 +177,9 @@ class Vcpu:
         # The device model that asks for a reboot answers nevertheless; left alone, its answer would be taken for
         # that of the first request after the reset.
         return self._loop.stopping or self._shutdown() not in (0, 1 + SHUTDOWN_reboot)
+
+    def _told_to_stop(self) -> bool:
+        return self._loop.stopping or self._shutdown() == 1 + SHUTDOWN_watchdog
 
     def _shutdown(self) -> int:
         return self._info[SHUTDOWN_OFFSET]
