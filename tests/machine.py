@@ -67,6 +67,35 @@ def pattern(size: int) -> bytes:
     return bytes(index * 7 + 1 & 0xFF for index in range(size))
 
 
+# From real to protected mode, at `pm`: flat segments 8 and 16, for ring 3 0x18 and 0x20; a TSS at 0x4000 is 0x28, the IDT is
+# at 0x5000.
+ENTER_PROTECTED = """
+        cli
+        xor ax, ax
+        mov ds, ax
+        lgdt [gdtr]
+        lidt [idtr]
+        mov eax, cr0
+        or al, 1
+        mov cr0, eax
+        .att_syntax
+        ljmp $8, $pm
+        .intel_syntax noprefix
+        .balign 8
+gdt:    .quad 0
+        .quad 0x00cf9a000000ffff
+        .quad 0x00cf92000000ffff
+        .quad 0x00cffa000000ffff
+        .quad 0x00cff2000000ffff
+        .quad 0x0000890040000067
+gdtr:   .word gdtr - gdt - 1
+        .long gdt
+idtr:   .word 0x7ff
+        .long 0x5000
+        .code32
+"""
+
+
 def assemble(directory: Path, source: str) -> bytes:
     """Machine code for address 0x7c00. Intel syntax, 16-bit at first."""
     (directory / "code.s").write_text(f".intel_syntax noprefix\n.code16\n.globl _start\n_start:\n{source}\n")

@@ -7,7 +7,7 @@ import random
 import struct
 from pathlib import Path
 
-from machine import Machine, assemble
+from machine import ENTER_PROTECTED, Machine, assemble
 
 from miniguest.frontend.engines.engine import Stop
 
@@ -22,30 +22,7 @@ DATA = (*range(0, 0x3C0, 0x24), *range(0x800, 0xF00, 0x2C), 0xFFC, 0xFFE)
 NX = 1 << 63
 PRESENT, WRITABLE, USER, BIG = 1, 2, 4, 0x80
 
-KERNEL = """
-        cli
-        xor ax, ax
-        mov ds, ax
-        lgdt [gdtr]
-        lidt [idtr]
-        mov eax, cr0
-        or al, 1
-        mov cr0, eax
-        .att_syntax
-        ljmp $8, $pm
-        .intel_syntax noprefix
-        .balign 8
-gdt:    .quad 0
-        .quad 0x00cf9a000000ffff
-        .quad 0x00cf92000000ffff
-        .quad 0x00cffa000000ffff
-        .quad 0x00cff2000000ffff
-        .quad 0x0000890040000067
-gdtr:   .word gdtr - gdt - 1
-        .long gdt
-idtr:   .word 0x7ff
-        .long 0x5000
-        .code32
+KERNEL = ENTER_PROTECTED + """
 pm:     mov ax, 0x23
         mov ds, ax
         mov es, ax

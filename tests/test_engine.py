@@ -2,35 +2,12 @@
 from pathlib import Path
 
 import pytest
-from machine import RAM, START, Machine, assemble, pattern
+from machine import ENTER_PROTECTED, RAM, START, Machine, assemble, pattern
 
 from miniguest.frontend.engines.engine import Stop
 from miniguest.frontend.engines.strings import MOST
 
-PROTECTED = """
-        cli
-        xor ax, ax
-        mov ds, ax
-        lgdt [gdtr]
-        lidt [idtr]
-        mov eax, cr0
-        or al, 1
-        mov cr0, eax
-        .att_syntax
-        ljmp $8, $pm
-        .intel_syntax noprefix
-        .balign 8
-gdt:    .quad 0
-        .quad 0x00cf9a000000ffff
-        .quad 0x00cf92000000ffff
-        .quad 0x00cffa000000ffff
-        .quad 0x00cff2000000ffff
-        .quad 0x0000890040000067
-gdtr:   .word gdtr - gdt - 1
-        .long gdt
-idtr:   .word 0x7ff
-        .long 0x5000
-        .code32
+PROTECTED = ENTER_PROTECTED + """
 pm:     mov ax, 16
         mov ds, ax
         mov es, ax

@@ -3,6 +3,7 @@ import ctypes
 import functools
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 SOURCE = r"""
@@ -111,7 +112,7 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-class _End:
+class _End(ABC):
     def __init__(self, kind: str, end: str, page: memoryview, index: int) -> None:
         self._kind, self._end = kind, end
         self._page = (ctypes.c_char * len(page)).from_buffer(page)      # keeps the mapping alive
@@ -133,9 +134,9 @@ class _End:
         self.put(entries)
         return self.push()
 
+    @abstractmethod
     def put(self, entries: bytes) -> object:
         """See the ends."""
-        raise NotImplementedError
 
 
 class XenFront(_End):
