@@ -93,7 +93,7 @@ class Events:
     def __init__(self, runtime: Path, domid: int, vcpu: int, memory: Memory, hypercalls: Hypercalls, kind: str = "zmq") -> None:
         self.domid = domid
         self.vcpu = vcpu
-        self.bells = Bells(hypercalls.context, runtime)
+        self.bells = Bells(runtime)
         self._runtime = runtime
         self._hypercalls = hypercalls
         self._tables: dict[int, memoryview] = {}

@@ -9,7 +9,6 @@ import pytest
 from miniguest.deploy.stress.workers import workers
 from miniguest.ring import loop as loop_module
 from miniguest.ring._core import Upcall, raise_port
-from miniguest.ring.doorbell import VCPU_MASK, Bells, FifoDoorbell, doorbell_path
 from miniguest.ring.loop import PATIENCE, Loop
 from miniguest.ring.process import Process
 
@@ -290,26 +289,3 @@ def test_a_signal_at_any_moment_ends_the_loop(spin_ns: int) -> None:
             children.append(child)
         ground.finish(20)
         assert [child.exit_code for child in children] == [0] * 12
-
-
-def test_a_pipe_that_was_there_is_taken_over() -> None:
-    """Who rang a predecessor has its pipe open: a successor must hear the same one. And there is none before the first."""
-    with workers("fifo") as ground:
-        bells = Bells(ground.hypercalls.context, ground.runtime)
-        bells.ring(1, 7)                    # nobody there: nothing to do, and nothing remembered
-        path = doorbell_path(ground.runtime, 1, 7 + VCPU_MASK + 1)
-        for _ in range(2):
-            bell = FifoDoorbell(path)
-            bells.ring(1, 7)
-            assert os.read(bell.fd, 10) == b"\0"
-            bells.ring(1, 7 + 32)
-            bell.drain()
-            with pytest.raises(BlockingIOError):
-                os.read(bell.fd, 10)
-            bell.close()
-        bell = FifoDoorbell(path)
-        for _ in range(70_000):             # more than a pipe holds
-            bells.ring(1, 7)
-        bell.drain()
-        bell.close()
-        bells.close()

@@ -32,7 +32,7 @@ class Server:
         self._report = report
         self._leftovers = leftovers
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self.operations = Operations(runtime, Bells(self.context, runtime))
+        self.operations = Operations(runtime, Bells(runtime))
         self.stopping = False
         self._socket = self.context.socket(zmq.ROUTER)
         self._socket.linger = 0
