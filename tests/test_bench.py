@@ -180,6 +180,7 @@ def test_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = look_at(found, "exit", 1, "exit hot", "exit hot p99", "exit cold", "exit cold, fifo", "exit sector", "exit sector p99")
     assert rows["exit hot p99"].value >= rows["exit hot"].value
     assert rows["exit hot"].reference == exit.C and found.left_out == {}
+    assert rows[exit.C_SECTOR].value > rows[exit.C].value
 
 
 def test_the_network_path(monkeypatch: pytest.MonkeyPatch) -> None:

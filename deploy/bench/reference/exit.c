@@ -32,12 +32,6 @@ static void serve(void)
 	}
 }
 
-static int compare(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-	return (x > y) - (x < y);
-}
-
 static void window(double seconds)
 {
 	double start = now(), before = start, after = start;
@@ -57,8 +51,7 @@ static void window(double seconds)
 		times[count++] = after - before;
 		before = after;
 	}
-	qsort(times, count, sizeof *times, compare);
-	printf("%.4f %.4f\n", times[count / 2] * 1e6, times[count * 99 / 100] * 1e6);
+	print_quantiles(times, count);
 }
 
 int main(int count, char **words)

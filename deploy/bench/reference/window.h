@@ -1,4 +1,4 @@
-/* What the references share: windows on demand, pinning, clocks. Each is two processes that share memory. */
+/* What the references share: windows on demand, pinning, clocks. Each is two or three processes that share memory. */
 #define _GNU_SOURCE
 #include <sched.h>
 #include <signal.h>
@@ -12,11 +12,13 @@
 #include <time.h>
 #include <unistd.h>
 
-struct between {			/* lies in memory that both share */
+enum { MOST_SERVERS = 2, ANY_CORE = -1 };
+struct between {			/* lies in memory that all share */
 	int quiet;			/* the window is over: whoever spins goes to sleep */
-	int go;				/* an eventfd that starts the one who serves */
+	int go[MOST_SERVERS];		/* eventfds that start those who serve */
 };
 static struct between *between;
+static int nr_servers;
 
 static double now(void)
 {
@@ -28,6 +30,9 @@ static double now(void)
 static void pin(int core)
 {
 	cpu_set_t set;
+
+	if (core == ANY_CORE)
+		return;
 	CPU_ZERO(&set);
 	CPU_SET(core, &set);
 	sched_setaffinity(0, sizeof set, &set);
@@ -55,17 +60,32 @@ static void hear_bell(int bell)
 		exit(1);
 }
 
+static int compare(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+	return (x > y) - (x < y);
+}
+
+/* Print the median and the 99th percentile of seconds, in microseconds. */
+static void print_quantiles(double *times, size_t count)
+{
+	qsort(times, count, sizeof *times, compare);
+	printf("%.4f %.4f\n", times[count / 2] * 1e6, times[count * 99 / 100] * 1e6);
+}
+
 static int is_quiet(void) { return __atomic_load_n(&between->quiet, __ATOMIC_ACQUIRE); }
 
 static void set_quiet(int quiet) { __atomic_store_n(&between->quiet, quiet, __ATOMIC_RELEASE); }
 
-/* Start the process that serves, on its own core: whenever it is told to, until the window is over. */
+/* Start a process that serves, on a core: whenever it is told to, until the window is over. */
 static void start(int core, void (*serve)(void))
 {
 	pid_t parent = getpid();
+	int go = eventfd(0, 0);
 
-	between = share(sizeof *between);
-	between->go = eventfd(0, 0);
+	if (!between)
+		between = share(sizeof *between);
+	between->go[nr_servers++] = go;
 	if (fork())
 		return;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -73,7 +93,7 @@ static void start(int core, void (*serve)(void))
 		exit(1);
 	pin(core);
 	for (;;) {
-		hear_bell(between->go);
+		hear_bell(go);
 		serve();
 	}
 }
@@ -82,11 +102,13 @@ static void start(int core, void (*serve)(void))
 static int windows(int core, void (*window)(double seconds))
 {
 	char line[64];
+	int i;
 
 	pin(core);
 	while (fgets(line, sizeof line, stdin)) {
 		set_quiet(0);
-		ring_bell(between->go);
+		for (i = 0; i < nr_servers; i++)
+			ring_bell(between->go[i]);
 		window(atof(line));
 		set_quiet(1);
 		fflush(stdout);
