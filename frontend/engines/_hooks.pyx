@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
-"""The Unicorn callbacks that run often: at every block (kicks, timers and interrupt windows), at new blocks (which frames
-hold translated code, the search for RDMSR, WRMSR and task switches), at exits, and at every page that is first used.
+"""The Unicorn callbacks that run often: at blocks (_blocks.pxi, _tasks.pxi), at exits (_exits.pxi), and at every page that is
+first used (_tlb.pxi, _walk.pxi).
 
 Unicorn itself is reached through function addresses, so that this file needs none of its headers to build.
 """
@@ -21,14 +21,6 @@ cdef extern from *:
     uint8_t ld8(uint8_t *) noexcept nogil
     void set_bits(uint8_t *, uint8_t) noexcept nogil
 
-ctypedef int (*emu_stop_fn)(void *uc) noexcept nogil
-ctypedef int (*reg_read_fn)(void *uc, int regid, void *value) noexcept nogil
-ctypedef int (*vmem_read_fn)(void *uc, uint64_t address, int prot, void *data, size_t size) noexcept nogil
-ctypedef int (*reg_read_batch_fn)(void *uc, int *registers, void **values, int count) noexcept nogil
-ctypedef int (*ctl_fn)(void *uc, int control, ...) noexcept nogil
-ctypedef int (*exit_fn)(void *path, int kind, uint64_t address, int size, uint64_t *value) noexcept nogil
-ctypedef int (*vmem_translate_fn)(void *uc, uint64_t address, int prot, uint64_t *physical) noexcept nogil
-
 cpdef enum:                    # Watch.stopped
     STOP_NONE = 0
     STOP_KICK = 1
@@ -41,166 +33,8 @@ cpdef enum:                    # on_found
     FOUND_FAR = 1
     FOUND_IRET = 2
 
-cdef enum:
-    UC_X86_REG_CS = 11
-    UC_X86_REG_EFLAGS = 25
-    UC_X86_REG_CR0 = 50
-    UC_PROT_EXEC = 4
-    EFLAGS_IF = 0x200
-    STI_OPCODE = 0xfb
-    POP_SS_OPCODE = 0x17
-    MOV_SREG_OPCODE = 0x8e
-    LONGEST_MOV = 7            # bytes of MOV SS with a SIB byte and a 32-bit displacement
-    PATIENCE = 255             # blocks between looks at the clock
-    FRAME_SHIFT = 12
-    FRAMES = 1 << 20           # of 4 GiB
-    STRINGS = 1024             # blocks whose search for string instructions is remembered
-    LONGEST_BLOCK = 4096       # bytes
-
-cdef struct Searched:          # a block, and whether it may hold a string instruction
-    uint64_t start
-    uint64_t end
-    bint found
-
-cdef struct State:
-    emu_stop_fn emu_stop
-    reg_read_fn reg_read
-    vmem_read_fn vmem_read
-    vmem_translate_fn vmem_translate
-    reg_read_batch_fn reg_read_batch
-    ctl_fn ctl
-    void *uc
-    uint8_t *ram               # as the guest has it from address 0
-    uint64_t ram_size
-    uint8_t *code_frames       # a bit for each frame that code was fetched from
-    uint8_t *unchecked_frames  # and for each that stores may go to unchecked
-    bint physical              # linear addresses are physical ones for now, whatever the guest says
-    bint lent                  # Unicorn translates
-    bint lent_for_good
-    bint resumed               # the next block is the rest of one that a refused access ended
-    int refused                # the last access that was: why
-    uint64_t alias             # and its frame, for REFUSED_ALIAS
-    uint8_t *upcall
-    uint64_t deadline_ns
-    uint32_t blocks            # looked at
-    uint32_t executed          # blocks; those that were stopped before are looked at again
-    uint32_t limit             # when `limited`: the count of executed blocks to stop at
-    uint8_t limited
-    uint8_t stopped
-    uint8_t want_interrupt
-    uint8_t request
-    uint8_t shadow
-    uint8_t running            # the first block of this run has begun
-    uint64_t last              # the block executed last: where it begins and ends
-    uint64_t end
-    void *on_found
-    void *watch                # the Watch: this struct is a part of it
-    exit_fn exit               # the exit path, NULL without one
-    void *path
-    Searched searched[STRINGS]
-
-cdef struct Block:             # unicorn.h, struct uc_tb
-    uint64_t pc
-    uint16_t icount
-    uint16_t size
-
-
-cdef bint loads_ss(const uint8_t *code, uint32_t size) noexcept nogil:
-    """Whether `size` bytes of code may end with POP SS or MOV SS."""
-    cdef uint32_t i
-    if code[size - 1] == POP_SS_OPCODE:
-        return True
-    for i in range(size - 1):
-        if code[i] == MOV_SREG_OPCODE and (code[i + 1] >> 3 & 7) == 2:
-            return True
-    return False
-
-
-cdef bint in_shadow(void *uc, State *state, uint64_t address) noexcept nogil:
-    """Whether no interrupt may be taken before the block at `address`, for the instruction before it inhibits them.
-
-    STI: an interrupt between it and a HLT would be used up, and HLT sleep for ever. MOV SS and POP SS: the stack
-    pointer that belongs to SS is loaded next. Unicorn ends a block behind all three, and makes the next one of a single
-    instruction. Some other instruction may be taken for one of them: then the interrupt comes a block later.
-    """
-    cdef uint8_t code[LONGEST_MOV]
-    cdef uint32_t size = <uint32_t>min(state.end - state.last, LONGEST_MOV)
-    if address != state.end or size == 0 or state.vmem_read(uc, address - size, UC_PROT_EXEC, code, size):
-        return False
-    return code[size - 1] == STI_OPCODE or loads_ss(code, size)
-
-
-cdef bint opens_window(void *uc, State *state, uint64_t address) noexcept nogil:
-    """Whether an interrupt can be taken before the block at `address`. Firmware computes for long with IF clear, so that is
-    looked at first."""
-    cdef uint32_t flags = 0
-    state.reg_read(uc, UC_X86_REG_EFLAGS, &flags)
-    if not flags & EFLAGS_IF:
-        return False
-    state.shadow = in_shadow(uc, state, address)
-    return not state.shadow
-
-
-cdef void note_code(void *uc, State *state, uint64_t address, uint32_t size) noexcept nogil:
-    """Code was translated from the frames behind `size` bytes at linear `address`: a page of it, and perhaps the next."""
-    cdef uint64_t page, frame, physical
-    for page in range(address >> FRAME_SHIFT, ((address + size - 1) >> FRAME_SHIFT) + 1):
-        if state.vmem_translate(uc, <uint32_t>(page << FRAME_SHIFT), UC_PROT_EXEC, &physical) == 0:
-            frame = physical >> FRAME_SHIFT & (FRAMES - 1)
-            note_fetch(uc, state, frame)
-
-
-cdef void on_block(void *uc, uint64_t address, uint32_t size, State *state) noexcept nogil:
-    """UC_HOOK_BLOCK. Stopping here stops before the block's first instruction, so nothing is executed twice."""
-    cdef bint kicked
-    if state.stopped:
-        return
-    if state.resumed:
-        if not state.last <= address < state.end:
-            state.last = address
-        state.resumed, state.end = False, address + size
-        return
-    if state.lent and not state.lent_for_good:
-        take_back(uc, state)
-    if not state.running and size:
-        # Unicorn tells of a new block when another one led to it: of the first one of a run it may not.
-        state.running = True
-        note_code(uc, state, address, size)
-    state.blocks += 1
-    kicked = ld8(state.upcall) or state.request
-    if kicked:
-        state.shadow = in_shadow(uc, state, address)
-        state.stopped = STOP_KICK
-    elif state.want_interrupt and opens_window(uc, state, address):
-        state.stopped = STOP_WINDOW
-    elif (state.limited and <int32_t>(state.executed - state.limit) >= 0) or (
-            not state.blocks & PATIENCE and state.deadline_ns and monotonic_ns() >= state.deadline_ns):
-        state.shadow = in_shadow(uc, state, address)
-        state.stopped = STOP_TIMER
-    if state.stopped:
-        state.emu_stop(uc)
-    else:
-        state.shadow = False
-        state.executed += 1
-        state.last = address
-        state.end = address + size
-
-
-cdef void on_edge(void *uc, Block *current, Block *previous, State *state) noexcept nogil:
-    """UC_HOOK_EDGE_GENERATED: a new block. Unicorn has no hook for RDMSR, WRMSR and task switches, so find their bytes."""
-    cdef uint8_t code[LONGEST_BLOCK]
-    cdef uint32_t i, size = current.size
-    if size:
-        note_code(uc, state, current.pc, size)
-    if size < 2 or size > LONGEST_BLOCK or state.vmem_read(uc, current.pc, UC_PROT_EXEC, code, size):
-        return
-    for i in range(size - 1):
-        if code[i] == 0x0f and (code[i + 1] == 0x30 or code[i + 1] == 0x32):
-            with gil:
-                (<object>state.on_found)(FOUND_MSR, current.pc + i, current.pc + i, current.pc, size)
-    find_far(uc, state, current.pc, code, size)
-
-
+include "_state.pxi"
+include "_blocks.pxi"
 include "_walk.pxi"
 include "_tlb.pxi"
 include "_tasks.pxi"
@@ -211,10 +45,11 @@ cdef class Watch:
     """What the callbacks look at, and what they say.
 
     functions: addresses of Unicorn's uc_emu_stop, uc_reg_read, uc_vmem_read, uc_vmem_translate, uc_reg_read_batch and
-    uc_ctl. engine: Unicorn's handle. ram: address and size of RAM. upcall: address of the byte that stops the guest. handler: the engine's ExitHandler. string_in(port, size) -> value, string_out(port, size,
-    value): IN and OUT that may be string instructions. on_found(what, first, last, block, size): bytes of RDMSR or WRMSR, or of an
-    instruction that may switch tasks, are at `last`, with prefixes from `first` on. path: the handler's exit path
-    (miniguest.ring._core.ExitPath), if it has one.
+    uc_ctl. engine: Unicorn's handle. ram: address and size of RAM. upcall: address of the byte that stops the guest.
+    handler: the engine's ExitHandler. string_in(port, size) -> value, string_out(port, size, value): IN and OUT that may be
+    string instructions. on_found(what, first, last, block, size): bytes of RDMSR or WRMSR, or of an instruction that may
+    switch tasks, are at `last`, with prefixes from `first` on. path: the handler's exit path (miniguest.ring._core.ExitPath),
+    if it has one.
     """
     cdef State state
     cdef object handler, string_in, string_out, on_found, path

@@ -63,9 +63,10 @@ class Seat:
 def load(engine: str) -> None:
     """Import, and find out, what an engine needs: in the process that all others are forked from, so that none does it again."""
     if engine == "unicorn":
-        from miniguest.frontend.engines import unicorn
+        from miniguest.frontend.engines import unicorn  # noqa: F401
+        from miniguest.frontend.engines.unicorn_processor import prepare
 
-        unicorn.prepare()
+        prepare()
     elif engine == "kvm":
         from miniguest.frontend.engines import kvm  # noqa: F401
 

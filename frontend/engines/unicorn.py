@@ -5,8 +5,6 @@ One vCPU: its locked instructions are not atomic between processes. No long mode
 
 import ctypes
 import mmap
-from collections.abc import Iterator
-from functools import cache
 from typing import Any, Final
 
 from unicorn import Uc, UcError
@@ -27,69 +25,23 @@ from miniguest.frontend.engines._hooks import (
     Watch,
 )
 from miniguest.frontend.engines.engine import ExitHandler, Stop
-from miniguest.frontend.engines.exception_state import layout, take_error_code
+from miniguest.frontend.engines.exception_state import take_error_code
 from miniguest.frontend.engines.unicorn_cpu import DATA_SEGMENTS, UnicornCpu
+from miniguest.frontend.engines.unicorn_memory import FOUR_GIB, Ram, UnicornMemory
+from miniguest.frontend.engines.unicorn_processor import FEATURES, Registers, native_cpuid, take_processor
 from miniguest.ring._core import ExitPath
 
-PAGE: Final = 4096
-FOUR_GIB: Final = 1 << 32
-VGA_HOLE: Final = (0xA0000, 0xC0000)
 BIOS_SHADOW: Final = 0x20000  # below 1 MiB: the last 128 KiB of the firmware
 CR0_AT_RESET: Final = 0x60000010
 STOPS: Final = {STOP_KICK: Stop.KICK, STOP_TIMER: Stop.TIMER, STOP_WINDOW: Stop.WINDOW}
 TASK_SWITCHES: Final = {FOUND_FAR: "far", FOUND_IRET: "iret"}
 EXCEPTIONS: Final = 32
-CPUID: Final = b"\x0f\xa2"
-FEATURES: Final = 1                     # CPUID leaf
 TSC: Final = 1 << 4                     # its EDX: RDTSC
 SEP: Final = 1 << 11                    # SYSENTER and SYSEXIT
 
 
 def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-def _pieces_and_gaps(pieces: list[tuple[int, int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """(address, size) of every piece and of what is between them, from `start` to `end`."""
-    for address, _, size in pieces:
-        if start < address:
-            yield start, address - start
-        yield address, size
-        start = address + size
-    if start < end:
-        yield start, end - start
-
-
-@cache
-def native_cpuid(leaf: int) -> tuple[int, int, int, int]:
-    """EAX, EBX, ECX and EDX of Unicorn's own CPUID."""
-    uc = _processor()
-    uc.mem_map(0, PAGE)
-    uc.mem_write(0, CPUID)
-    uc.reg_write(x86.UC_X86_REG_EAX, leaf)
-    uc.emu_start(0, len(CPUID))
-    registers = (x86.UC_X86_REG_EAX, x86.UC_X86_REG_EBX, x86.UC_X86_REG_ECX, x86.UC_X86_REG_EDX)
-    eax, ebx, ecx, edx = (uc.reg_read(register) for register in registers)
-    return eax, ebx, ecx, edx
-
-
-def prepare() -> None:
-    """Find out what Unicorn does not tell, and have a processor ready: for this process, and those that it will fork."""
-    native_cpuid(FEATURES)
-    layout()
-    if not _spare:
-        _spare.append(_processor())
-
-
-def _processor() -> Uc:
-    """A new one, which does not promise the long mode that this engine does not have."""
-    uc = Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_32)
-    uc.ctl_set_cpu_model(x86.UC_CPU_X86_COREDUO)
-    uc.reg_read(x86.UC_X86_REG_EAX)     # Unicorn makes it now, not when it is first used: a child shares what it does not change
-    return uc
-
-
-_spare: Final[list[Uc]] = []            # at most one
 
 
 class UnicornEngine:
@@ -105,29 +57,24 @@ class UnicornEngine:
         self.crash = ""
         self._handler = handler
         self._ram = ram
-        self._ram_size = ram_size
         self._firmware = firmware
         self.counts_blocks = False      # what `run` is given is then a number of blocks, not a time
         self._running = False
         self._forget_all = False
-        self._pieces: list[tuple[int, int, int]] = []       # memory shown to the guest in the holes: what is to be
-        self._shown: list[tuple[int, int, int]] = []        # and what is
-        self._rom_stores: list[tuple[int, bytes]] = []      # what stores to ROM since the last stop wrote over
         self._found: set[tuple[int, int, int]] = set()      # instructions that have a hook of their own
-        self._uc = uc = _spare.pop() if _spare else _processor()
+        self._uc = uc = take_processor()
         self._cpu = UnicornCpu(uc)
         functions = (
             uclib.uc_emu_stop, uclib.uc_reg_read, uclib.uc_vmem_read, uclib.uc_vmem_translate,
             uclib.uc_reg_read_batch, uclib.uc_ctl,
         )
-        self._anchor = (ctypes.c_char * len(ram)).from_buffer(ram)
-        self._base = ctypes.addressof(self._anchor)
+        mapped = Ram(ram, ram_size)
         self._watch = Watch(
-            tuple(map(_address, functions)), uc._uch.value, (self._base, ram_size), upcall, handler,
+            tuple(map(_address, functions)), uc._uch.value, (mapped.base, ram_size), upcall, handler,
             self._string_in, self._string_out, self._instruction_found, path,
         )
         self._callbacks = self._watch.callbacks
-        self._map_memory(ram_size, firmware)
+        self._memory = UnicornMemory(uc, self._watch, mapped, firmware)
         uc.ctl_exits_enabled(True)
         uc.ctl_set_exits([])
         self._hook_compiled(uc_const.UC_HOOK_BLOCK, "block")
@@ -157,57 +104,16 @@ class UnicornEngine:
         if status:
             raise UcError(status)
 
-    # -- memory
-    def _map_memory(self, ram_size: int, firmware: bytes) -> None:
-        self._holes = (VGA_HOLE, (ram_size, FOUR_GIB - len(firmware)))
-        rom = FOUR_GIB - len(firmware)
-        for start, end in ((0, VGA_HOLE[0]), (VGA_HOLE[1], ram_size)):
-            self._uc.mem_map_ptr(start, end - start, uc_const.UC_PROT_ALL, self._base + start)
-        for start, end in self._holes:
-            self._map_hole(start, end)
-        self._uc.mem_map(rom, len(firmware), uc_const.UC_PROT_READ | uc_const.UC_PROT_EXEC)
-        self._uc.mem_write(rom, firmware)
-
-    def _map_hole(self, start: int, end: int) -> None:
-        if start >= end:
-            return
-        load, store, region = (
-            ctypes.c_void_p(address)
-            for address in (self._callbacks["load"], self._callbacks["store"], self._watch.region(start))
-        )
-        status = uclib.uc_mmio_map(
-            self._uc._uch, ctypes.c_uint64(start), ctypes.c_size_t(end - start), load, region, store, region
-        )
-        if status:
-            raise UcError(status)
-
-    def _show(self) -> None:
-        """Make the holes anew with the pieces in them. Unicorn would cut a region itself, but count its offsets anew."""
-        before, self._shown = self._shown, self._pieces
-        hole, end = self._holes[1]
-        for address, size in _pieces_and_gaps(before, hole, end):
-            self._uc.mem_unmap(address, size)
-        at = hole
-        for address, offset, size in self._pieces:
-            self._map_hole(at, address)
-            self._uc.mem_map_ptr(address, size, uc_const.UC_PROT_READ | uc_const.UC_PROT_EXEC, self._base + offset)
-            at = address + size
-        self._map_hole(at, end)
-
-    def _rom_write(self, uc: Uc, _access: int, address: int, size: int, _value: int, _data: object) -> bool:
+    def _rom_write(self, _uc: Uc, _access: int, address: int, size: int, _value: int, _data: object) -> bool:
         """A store to ROM, which Unicorn carries out when we say that it is all right: undone at the end of the block."""
-        self._rom_stores.append((address, bytes(uc.mem_read(address, size))))
+        self._memory.note_rom_store(address, size)
         self.kick()
         return True
 
-    def _undo_rom_stores(self) -> None:
-        while self._rom_stores:
-            self._uc.mem_write(*self._rom_stores.pop())
-
     # -- exits
     def _string_in(self, port: int, size: int) -> int:
-        string = strings.find_string(self._uc, self._cpu, size, strings.INS)
-        if string and self._is_ram(string, size) and self._handler.pio_in_string(port, size, string.count, string.gpa):
+        string = self._find_string(size, strings.INS)
+        if string and self._handler.pio_in_string(port, size, string.count, string.gpa):
             self.forget_code(string.gpa, string.count * size)
             string.advance(self._uc, size)
             # The instruction itself stores what we return, at the place of the first element.
@@ -215,15 +121,16 @@ class UnicornEngine:
         return self._handler.pio_in(port, size)
 
     def _string_out(self, port: int, size: int, value: int) -> None:
-        string = strings.find_string(self._uc, self._cpu, size, strings.OUTS)
-        if string and self._is_ram(string, size) and self._handler.pio_out_string(port, size, string.count, string.gpa):
+        string = self._find_string(size, strings.OUTS)
+        if string and self._handler.pio_out_string(port, size, string.count, string.gpa):
             string.advance(self._uc, size)
         else:
             self._handler.pio_out(port, size, value & (1 << 8 * size) - 1)
 
-    def _is_ram(self, string: strings.StringIO, size: int) -> bool:
-        end = string.gpa + string.count * size
-        return end <= VGA_HOLE[0] or (string.gpa >= VGA_HOLE[1] and end <= self._ram_size)
+    def _find_string(self, size: int, opcodes: frozenset[int]) -> strings.StringIO | None:
+        """The string instruction that this exit is of, if all its elements are in RAM."""
+        string = strings.find_string(self._uc, self._cpu, size, opcodes)
+        return string if string and self._memory.is_ram(string.gpa, string.count * size) else None
 
     def _cpuid(self, uc: Uc, _: object) -> int:
         leaf, subleaf = uc.reg_read_batch([x86.UC_X86_REG_EAX, x86.UC_X86_REG_ECX])
@@ -236,7 +143,7 @@ class UnicornEngine:
         uc.reg_write_batch(list(zip(registers, answer, strict=True)))
         return 1
 
-    def _features(self) -> tuple[int, int, int, int]:
+    def _features(self) -> Registers:
         """What the processor can do: SYSENTER does nothing in Unicorn, and RDTSC tells the host's time whatever the guest's
         clock says."""
         eax, ebx, ecx, edx = native_cpuid(FEATURES)
@@ -314,8 +221,7 @@ class UnicornEngine:
         if self.crash:                  # delivering an interrupt before this run was its end
             return Stop.CRASH
         watch = self._watch
-        if self._pieces != self._shown:
-            self._show()
+        self._memory.settle()
         if self._forget_all:
             self._forget_all = False
             self._uc.ctl_flush_tb()
@@ -332,7 +238,7 @@ class UnicornEngine:
             error, watch.error = watch.error, None
             raise error
         watch.request = False
-        self._undo_rom_stores()
+        self._memory.undo_rom_stores()
         if self.crash:
             return Stop.CRASH
         return STOPS.get(watch.stopped, Stop.HALT)
@@ -394,14 +300,7 @@ class UnicornEngine:
 
     def show_memory(self, pieces: list[tuple[int, int, int]]) -> None:
         """Show pieces of the shared mapping above RAM. One that overlaps something else stays what an exit answers."""
-        shown: list[tuple[int, int, int]] = []
-        at, end = self._holes[1]
-        for address, offset, size in sorted(pieces):
-            if at <= address and address + size <= end:
-                shown.append((address, offset, size))
-                at = address + size
-        self._pieces = shown
-        if self._running and shown != self._shown:
+        if self._memory.show(pieces) and self._running:
             self.kick()
 
     def leave_translation(self) -> None:
