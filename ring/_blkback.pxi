@@ -10,7 +10,7 @@ cpdef enum:
 
 cpdef enum:                    # why BlkServer.serve returned
     BLK_IDLE = 0               # nothing left; an event comes with the next request
-    BLK_NOTIFY = 1             # the frontend asked to be notified of what was answered
+    BLK_NOTIFY = 1             # the frontend asked to be notified of what was answered, and is not yet: `woken`
     BLK_RARE = 2               # the request in `slot` is the caller's: `problem` says why
     BLK_MORE = 3               # `left` is used up
 
@@ -41,7 +41,8 @@ cdef class BlkServer:
 
     ring: slots as the frontend's machine has them: 112 bytes a request on x86_64, 108 on i386. io: the frontend's frames.
     fd: the image, of `sectors` sectors of 512 bytes. counters: one u64 for each of statistics.FIELDS.
-    left: the bytes that may still be moved in this turn, every request counting as 4096 more.
+    left: the bytes that may still be moved in this turn, every request counting as 4096 more. channel: to the frontend; None
+    while there is none.
     """
     cdef BackRing ring
     cdef GrantedIO io
@@ -53,6 +54,8 @@ cdef class BlkServer:
     cdef uint32_t wide                         # how much further the id and all behind it lie than on i386
     cdef uint32_t taken, answered, at          # of a batch: its requests, those in the ring again, those that have a status
     cdef public int64_t left
+    cdef public Channel channel
+    cdef readonly int woken                    # after BLK_NOTIFY: what Channel.send said, which is not 0
     cdef readonly int problem
     cdef readonly uint64_t detail
     cdef Segment segments[SEGMENTS]            # of an indirect request
@@ -87,7 +90,7 @@ cdef class BlkServer:
             if self.at < self.taken and not self.problem:
                 with nogil:
                     self._run()
-            if self.answered < self.at and self._respond():
+            if self.answered < self.at and self._respond() and not self._told():
                 return BLK_NOTIFY
             if self.at < self.taken:
                 if self.problem:
@@ -154,6 +157,11 @@ cdef class BlkServer:
         self.stat[VBD_RESPONSES] += count
         self.stat[VBD_SENT if notify else VBD_SAVED] += 1
         return notify
+
+    cdef bint _told(self) noexcept:
+        """Notify the frontend; whether nothing is left to do about that."""
+        self.woken = -1 if self.channel is None else self.channel._send()
+        return self.woken == 0
 
     # -- one request: 0, or why it is the caller's
     cdef int _one(self, const uint8_t *slot) noexcept nogil:

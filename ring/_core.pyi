@@ -214,6 +214,8 @@ BLK_FAILED: int
 
 class BlkServer:
     left: int
+    channel: Channel | None
+    woken: int
     problem: int
     detail: int
     def __init__(

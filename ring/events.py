@@ -36,11 +36,12 @@ class Port:
             self.finish(woken)
 
     def finish(self, woken: int) -> None:
-        """What is left to do after `channel.send()` said `woken`: nothing after 0."""
-        if woken < 0 and self._channel is not None:
+        """What is left to do after `channel.send()` said `woken`, or -1 where there was no channel: nothing after 0."""
+        if woken < 0:
             # The channel is not what it was: the peer may have died and its successor be bound already, which has
             # looked at its ring before what this tells of. A successor that binds later starts out with an event.
-            self._retire()
+            if self._channel is not None:
+                self._retire()
             woken = self._send()
         if woken > 0:
             self._events.bells.ring(self._remote, woken - 1)

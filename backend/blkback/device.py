@@ -83,6 +83,7 @@ class BlockDevice(BackendDevice):
             "info": VDISK_READONLY if self._image.read_only else 0,
         })
         self.switch(XenbusState.Connected)
+        server.channel = port.channel
         self._rare = RareRequests(server, self._image, FORMATS[protocol])
         self._server = server
         self.process.loop.on_port(port, self._serve)
@@ -133,7 +134,8 @@ class BlockDevice(BackendDevice):
         try:
             while (reason := server.serve()) != _core.BLK_IDLE:
                 if reason == _core.BLK_NOTIFY:
-                    self._port.notify()
+                    self._port.finish(server.woken)
+                    server.channel = self._port.channel
                 elif reason == _core.BLK_RARE:
                     self._rare.answer()
                 else:
