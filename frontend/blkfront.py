@@ -200,7 +200,7 @@ class Blkfront:
                     self._fill()
                 if self._batch:
                     self._batch.attend()
-            elif not self._ring.final_check():
+            if self._dead or not self._ring.final_check():
                 break
         return worked
 

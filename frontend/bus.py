@@ -3,6 +3,7 @@
 Devices are registers and know none of this: after every access the wrapper here looks at their line and their deadline.
 """
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -78,11 +79,11 @@ class InterruptLines:
 
     def __init__(self, set_line: Callable[[int, bool], None]) -> None:
         self._set_line = set_line
-        self._drivers: dict[int, set[object]] = {}
+        self._drivers: defaultdict[int, set[object]] = defaultdict(set)
 
     def drive(self, line: int, driver: object, level: bool) -> None:
         """`driver` drives a line, or no longer does."""
-        drivers = self._drivers.setdefault(line, set())
+        drivers = self._drivers[line]
         before = bool(drivers)
         if level:
             drivers.add(driver)

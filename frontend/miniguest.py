@@ -61,6 +61,8 @@ class MiniGuest:
         for index in range(vcpus):
             self._bind_ioreq(memory, index)
         process.loop.on_watch(self._requests, self._serve)
+        # The server has lingered for the next exit already, and what a disk is to answer may wait for this core.
+        process.loop.upcall.pause_ns = 0
         self._line_driver = LineDriver(memory.frame(memory.special("irq_lines")))
         self._messages = MessageSender(memory.frame(memory.special("irq_lines")))
         self._clock = GuestClock(memory.frame(memory.special("hypervisor_info")))

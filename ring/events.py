@@ -31,7 +31,8 @@ class Port:
 
     def notify(self) -> None:
         """EVTCHNOP_send. Nothing happens while the other end is not bound, or is gone."""
-        woken = self._send()
+        channel = self._channel
+        woken = -1 if channel is None else channel.send()
         if woken:
             self.finish(woken)
 

@@ -4,6 +4,8 @@ One u64 a line: how often it changed, so that bit 0 is its level. A reader that 
 an edge (XEN_DMOP_set_isa_irq_level and set_pci_intx_level do this as hypercalls). Lines 0..15 are the ISA IRQs.
 One writer a line.
 """
+from itertools import compress
+from operator import ne
 from typing import Final
 
 from miniguest.ring import _core
@@ -44,12 +46,15 @@ class LineWatcher:
             return []
         before, self._seen = self._seen, now
         return [
-            (line, bool(count - back & 1))
-            for line, (count, seen) in enumerate(zip(now, before, strict=True)) if count != seen
-            for back in reversed(range(_told(count - seen)))
+            (line, level)
+            for line in compress(range(ISA_LINES), map(ne, now, before)) for level in _levels(now[line], now[line] - before[line])
         ]
 
 
-def _told(changes: int) -> int:
-    """How many of so many changes are told. A count that went back is a writer's that started anew."""
-    return changes if 0 <= changes <= 2 else 2 + (changes & 1)
+def _levels(count: int, changes: int) -> tuple[bool, ...]:
+    """What is told of so many changes, the last of which was the `count`th: at most three. A count that went back is a
+    writer's that started anew."""
+    level = bool(count & 1)
+    if changes == 1:
+        return (level,)
+    return (not level, level) if not changes & 1 else (level, not level, level)

@@ -102,22 +102,22 @@ class Loop:
         woke = self.upcall.wait(self._wait_ns(timeout), self._watch)
         if woke & WATCHED:
             self._watched()
-        if ports := self.upcall.take():
-            self._pending.update(dict.fromkeys(ports))
+        self.collect()
         self._turns += 1
         if woke & DESCRIPTOR or (self._turns % PATIENCE == 0 and self._fds):
             self._descriptors()
         if self._pending:
             self._dispatch()
-        for _ in range(len(self._soon)):
-            self._soon.popleft()()
+        if self._soon:
+            for _ in range(len(self._soon)):
+                self._soon.popleft()()
         if self._timers:
             self._expire()
 
     def collect(self) -> None:
         """Take the pending ports; their handlers are called in the next turn."""
-        if ports := self.upcall.take():
-            self._pending.update(dict.fromkeys(ports))
+        for number in self.upcall.take():
+            self._pending[number] = None
 
     def wait_port(self, port: Port) -> None:
         """Block until `port` is notified; whatever else comes meanwhile is handled in the next turn."""
@@ -150,8 +150,7 @@ class Loop:
             if number not in self._pending:     # a handler before waited for this one (`wait_port`)
                 continue
             del self._pending[number]
-            handler = self._ports.get(number)
-            if handler:
+            if handler := self._ports.get(number):
                 handler()
 
     def _expire(self) -> None:

@@ -11,5 +11,7 @@ def main(process: Process) -> None:
     def opened(domid: int, device: int, path: str) -> BlockDevice:
         return BlockDevice(process, store, domid, device, path)
 
+    # No request comes within a pause of an answer: who is to make it may wait for this core.
+    process.loop.upcall.pause_ns = 0
     process.undo.callback(BackendDirectory(store, "vbd", opened, process.part).close)
     process.loop.run()

@@ -57,7 +57,7 @@ class IdeChannel(Model):
 
     def irq(self) -> bool:
         """INTRQ: the selected drive's, unless nIEN lets the line float."""
-        drive = self._selected()
+        drive = self.drives[self.state.device >> 4 & 1]
         return drive is not None and drive.state.interrupt and not self.state.control & r.NIEN
 
     def _line_moved(self) -> None:
@@ -247,11 +247,13 @@ class IdeChannel(Model):
         if drive is not None:
             drive.state.interrupt = False
             self.state.line = False
-        return self.read_alternate_status()
+        return self._status(drive)
 
     @regs.read(8, "ALTERNATE_STATUS")
     def read_alternate_status(self) -> int:
-        drive = self._selected()
+        return self._status(self._selected())
+
+    def _status(self, drive: Drive | None) -> int:
         if drive is None:
             return 0 if self.drives[0] is not None else FLOATING
         return r.BSY if self.state.control & r.SRST else drive.state.status

@@ -31,13 +31,14 @@ def execute(drive: Drive, command: int) -> None:
 
 def _transfer(task: str, extended: bool = False, multiple: bool = False) -> Command:
     """A command that moves sectors."""
+    by_dma, writes = task in (r.DMA_IN, r.DMA_OUT), task in (r.PIO_OUT, r.DMA_OUT)
 
     def run(drive: Drive) -> None:
         s = drive.state
         s.extended = extended
-        if (multiple and not s.multiple) or (task in (r.DMA_IN, r.DMA_OUT) and drive.dma is None):
+        if (multiple and not s.multiple) or (by_dma and drive.dma is None):
             drive.fail(r.ABRT)
-        elif task in (r.PIO_OUT, r.DMA_OUT) and drive.disk.read_only:
+        elif writes and drive.disk.read_only:
             drive.fail(r.ABRT | r.WP)
         else:
             _in_range(drive, task, s.multiple if multiple else 1)
@@ -47,10 +48,10 @@ def _transfer(task: str, extended: bool = False, multiple: bool = False) -> Comm
 
 def _in_range(drive: Drive, task: str, block: int) -> None:
     """Begin over the sectors that the task file names, if they all exist. A count of 0 is the most there can be."""
-    s = drive.state
+    s, sectors = drive.state, drive.disk.sectors
     count = (s.count if s.extended else s.count & 0xFF) or (65536 if s.extended else 256)
-    sector = read_sector(s, drive.disk.sectors)
-    if sector is None or sector + count > drive.disk.sectors:
+    sector = read_sector(s, sectors)
+    if sector is None or sector + count > sectors:
         drive.fail(r.IDNF | r.ABRT)
     else:
         drive.start(task, sector, count, block)

@@ -59,23 +59,21 @@ class Drive:
     # Beginnings
 
     def start(self, task: str, sector: int, count: int, block: int = 1) -> None:
-        """Begin a command over `count` sectors, in DRQ blocks of `block` sectors. The range was checked."""
+        """Begin a command over `count` sectors, in DRQ blocks of `block` sectors. The range was checked; the drive is idle."""
         s = self.state
         s.task, s.next, s.left, s.block = task, sector, count, block
-        s.buffer, s.position, s.end = bytearray(), 0, 0
         if task == r.PIO_OUT:
             self._open_block(interrupt=False)
         elif task == r.DMA_OUT:
             s.phase, s.status = r.DMA, r.READY | r.DRQ
+            self.advance()
         else:
             self._ask()
-        self.advance()
 
     def start_flush(self) -> None:
         """Begin FLUSH CACHE."""
         self.state.task = r.FLUSH
         self._ask()
-        self.advance()
 
     def start_identify(self) -> None:
         """Open the IDENTIFY DEVICE block."""
@@ -87,8 +85,7 @@ class Drive:
     def abandon(self) -> None:
         """A reset or a new command ends what is going on. Blocks the host was told are taken go to the disk."""
         s = self.state
-        taken = s.position - s.position % (s.block * SECTOR)
-        if s.task == r.PIO_OUT and s.phase == r.DATA and taken:
+        if s.task == r.PIO_OUT and s.phase == r.DATA and (taken := s.position - s.position % (s.block * SECTOR)):
             self.disk.write(s.next, bytes(s.buffer[:taken]), lambda good: None)
         self._request += 1
         self._end(r.READY, s.error)
@@ -112,7 +109,7 @@ class Drive:
             self.disk.read(s.next, self._chunk(), partial(self._done, self._request))
 
     def _done(self, request: int, answer: bytes | bool | None) -> None:
-        """The disk's answer, at once or later. An answer to a request that was abandoned says nothing."""
+        """The disk's answer, at once or later, and what follows from it. An answer to a request that was abandoned says nothing."""
         if request != self._request or self.state.phase != r.DISK:
             return
         self._answer = answer
@@ -265,7 +262,6 @@ class Drive:
             self._open_block(interrupt=True)
         elif s.left:
             self._ask()
-            self.advance()
         else:
             if s.task == r.PIO_IN:
                 write_sector(s, s.next - 1)
@@ -276,7 +272,6 @@ class Drive:
             self._open_block(interrupt=True)
         else:
             self._ask()
-            self.advance()
 
     # Resets
 

@@ -43,15 +43,18 @@ class Chip8259:
         self.may_level = may_level
         self.slaves = slaves
 
-    def set_line(self, pin: int, level: bool) -> None:
-        """Drive an input. An edge stays latched until it is acknowledged, even if the line falls first."""
+    def set_line(self, pin: int, level: bool) -> bool:
+        """Drive an input; whether other inputs ask than before. An edge stays latched until it is acknowledged, even if the
+        line falls first."""
         s, bit = self.state, 1 << pin
+        before = s.irr | s.lines & s.level
         if level:
             if not s.lines & bit and not s.level & bit:
                 s.irr |= bit
             s.lines |= bit
         else:
             s.lines &= ~bit
+        return s.irr | s.lines & s.level != before
 
     def set_level(self, value: int) -> None:
         """Write the ELCR. An input that becomes level triggered forgets its latched edge."""

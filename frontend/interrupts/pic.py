@@ -45,8 +45,7 @@ class Pic(Model):
 
     def set_line(self, irq: int, level: bool) -> None:
         """Drive input `irq` (0-15). Input 2 is the cascade and cannot be driven from outside."""
-        if irq != CASCADE:
-            self.chips[irq >> 3].set_line(irq & 7, level)
+        if irq != CASCADE and self.chips[irq >> 3].set_line(irq & 7, level):
             self._sync()
 
     def pulse(self, irq: int) -> None:
