@@ -4,6 +4,8 @@ cdef enum:
     BLK_BATCH = 32             # requests taken together
     BLK_PART = 8               # requests that are answered together, so that the frontend can go on: an event costs it as
     BLK_PART_BYTES = 256 << 10 # much as a few of 4 KiB; or so many bytes
+    BLK_LINGERS = 64           # times that the next request is waited for before others get their turn
+    BLK_LINGER_NS = 100_000    # and how long at most
 
 cpdef enum:
     BLK_MAX_SEGMENTS = SEGMENTS
@@ -36,6 +38,17 @@ cdef enum:                     # blkback's counters, as statistics.FIELDS has th
     VBD_COUNTERS = 7
 
 
+cdef class RequestWatch(IoreqWatch):
+    """Sees requests that nobody has taken yet."""
+    cdef BackRing ring
+
+    def __init__(self, buffer, BackRing ring not None):
+        self.ring = ring
+
+    cdef bint hit(self) noexcept nogil:
+        return ld32(&self.ring.header.req_prod) != self.ring.req_cons
+
+
 cdef class BlkServer:
     """Serves a blkif ring from a file. What is rare, and what is refused, it leaves to its caller, in its turn.
 
@@ -45,6 +58,7 @@ cdef class BlkServer:
     while there is none.
     """
     cdef BackRing ring
+    cdef RequestWatch watch
     cdef GrantedIO io
     cdef Shared counters
     cdef uint64_t *stat
@@ -68,6 +82,7 @@ cdef class BlkServer:
             raise ValueError("too few counters")
         self.stat = <uint64_t *>self.counters.at
         self.ring = ring
+        self.watch = RequestWatch(bytearray(1), ring)
         self.io = io
         self.fd = fd
         self.sectors = sectors
@@ -84,8 +99,12 @@ cdef class BlkServer:
         """The errno of a BLK_FAILED; 0: the file ended."""
         return self.io.error
 
-    def serve(self):
-        """Serve requests in their order until there is something for the caller: a BLK_ reason. RingError when req_prod lies."""
+    def serve(self, Upcall upcall=None):
+        """Serve requests in their order until there is something for the caller: a BLK_ reason. RingError when req_prod lies.
+
+        upcall: what comes soon after is served, too, until something is pending there. Meanwhile no event is asked for.
+        """
+        cdef int lingers = BLK_LINGERS if upcall is not None else 0
         while True:
             if self.at < self.taken and not self.problem:
                 with nogil:
@@ -101,8 +120,18 @@ cdef class BlkServer:
             self.at = self.answered = 0
             self.taken = 0
             self.taken = self.ring.take(BLK_BATCH)
-            if self.taken == 0 and not self.ring.final_check():
-                return BLK_IDLE
+            if self.taken == 0:
+                lingers -= 1
+                if (lingers < 0 or not self._linger(upcall)) and not self.ring.final_check():
+                    return BLK_IDLE
+
+    cdef bint _linger(self, Upcall upcall):
+        """Wait for the next request, or for events, by the rule of Upcall.wait; whether there is a request."""
+        if monotonic_ns() < upcall.quiet_until:
+            return False
+        with nogil:
+            upcall._spin(self.watch, min(<int64_t>BLK_LINGER_NS, upcall.spin_ns), True)
+        return self.watch.hit()
 
     def answer(self, int16_t status):
         """The caller has dealt with the request in `slot`."""

@@ -132,7 +132,7 @@ class BlockDevice(BackendDevice):
             return
         server.left = TURN
         try:
-            while (reason := server.serve()) != _core.BLK_IDLE:
+            while (reason := server.serve(self.process.loop.upcall)) != _core.BLK_IDLE:
                 if reason == _core.BLK_NOTIFY:
                     self._port.finish(server.woken)
                     server.channel = self._port.channel

@@ -109,7 +109,7 @@ class Drive:
             self.disk.read(s.next, self._chunk(), partial(self._done, self._request))
 
     def _done(self, request: int, answer: bytes | bool | None) -> None:
-        """The disk's answer, at once or later, and what follows from it. An answer to a request that was abandoned says nothing."""
+        """The disk's answer, at once or later; steps follow. An answer to a request that was abandoned says nothing."""
         if request != self._request or self.state.phase != r.DISK:
             return
         self._answer = answer
