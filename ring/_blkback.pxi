@@ -5,7 +5,6 @@ cdef enum:
     BLK_PART = 8               # requests that are answered together, so that the frontend can go on: an event costs it as
     BLK_PART_BYTES = 256 << 10 # much as a few of 4 KiB; or so many bytes
     BLK_LINGERS = 64           # times that the next request is waited for before others get their turn
-    BLK_LINGER_NS = 100_000    # and how long at most
 
 cpdef enum:
     BLK_MAX_SEGMENTS = SEGMENTS
@@ -130,7 +129,7 @@ cdef class BlkServer:
         if monotonic_ns() < upcall.quiet_until:
             return False
         with nogil:
-            upcall._spin(self.watch, min(<int64_t>BLK_LINGER_NS, upcall.spin_ns), True)
+            upcall._spin(self.watch, upcall.spin_ns, True)
         return self.watch.hit()
 
     def answer(self, int16_t status):
