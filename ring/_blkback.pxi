@@ -129,7 +129,7 @@ cdef class BlkServer:
         if monotonic_ns() < upcall.quiet_until:
             return False
         with nogil:
-            upcall._spin(self.watch, upcall.spin_ns, True)
+            upcall._spin(self.watch, upcall.spin_ns, True, upcall.pause_ns)
         return self.watch.hit()
 
     def answer(self, int16_t status):

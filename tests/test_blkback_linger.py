@@ -71,7 +71,7 @@ def test_the_caller_tells_where_there_is_no_channel(ground: Lingering) -> None:
 
 def test_what_comes_soon_is_served_without_an_event(ground: Lingering) -> None:
     ground.server.channel = ground.channel
-    ground.upcall.spin_ns = LONG
+    ground.upcall.spin_ns = ground.upcall.late_yield_ns = LONG      # however late a yield is
     ground.ask(1)
     asked: list[bool] = []
 
