@@ -129,7 +129,7 @@ cdef class BlkServer:
         if monotonic_ns() < upcall.quiet_until:
             return False
         with nogil:
-            upcall._spin(self.watch, upcall.spin_ns, True, upcall.pause_ns)
+            upcall._spin(self.watch, upcall.spin_ns, True)
         return self.watch.hit()
 
     def answer(self, int16_t status):

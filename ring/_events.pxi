@@ -160,11 +160,11 @@ cdef class Upcall(Shared):
     cdef inline bint _hit(self, IoreqWatch watch) noexcept nogil:
         return ld8(self.info + UPCALL_PENDING) or watch.hit()
 
-    cdef bint _spin(self, IoreqWatch watch, int64_t limit, bint events, int64_t pause) noexcept nogil:
+    cdef bint _spin(self, IoreqWatch watch, int64_t limit, bint events) noexcept nogil:
         """Spin until `watch` hits or, if `events`, a port is pending; False when that takes longer than `limit` ns, or
-        somebody else wants the core. pause: ns before others may have it."""
+        somebody else wants the core."""
         cdef uint64_t start = monotonic_ns(), now = start, after
-        cdef int k = 0 if pause else 15        # without a pause it gives way at once
+        cdef int k = 0 if self.pause_ns else 15    # without a pause it gives way at once
         while not (watch.hit() or (events and ld8(self.info + UPCALL_PENDING))):
             cpu_pause()
             k += 1
@@ -173,7 +173,7 @@ cdef class Upcall(Shared):
             now = monotonic_ns()
             if <int64_t>(now - start) > limit:
                 return False
-            if <int64_t>(now - start) >= pause:
+            if <int64_t>(now - start) >= self.pause_ns:
                 cpu_yield()
                 after = monotonic_ns()
                 if <int64_t>(after - now) > self.late_yield_ns:
@@ -220,7 +220,7 @@ cdef class Upcall(Shared):
         cdef int64_t spin = self.spin_ns
         if 0 <= timeout_ns[0] < spin:
             spin = timeout_ns[0]
-        if spin and start >= self.quiet_until and self._spin(watch, spin, True, self.pause_ns):
+        if spin and start >= self.quiet_until and self._spin(watch, spin, True):
             self.spun += 1
             return PENDING
         if timeout_ns[0] > 0:

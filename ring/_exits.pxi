@@ -176,7 +176,7 @@ cdef class ExitPath:
         self.row, self.started_ns = route.row, start
         # Only the answer counts here: nothing else that is told can be taken up before it.
         if (self.woken or start < self.upcall.quiet_until or self.upcall.spin_ns == 0
-                or not self.upcall._spin(self.slot, self.upcall.spin_ns, False, self.upcall.pause_ns)):
+                or not self.upcall._spin(self.slot, self.upcall.spin_ns, False)):
             return EXIT_STARTED
         value[0] = self.slot._finish() & ones
         self.table._count(route.row, 1, monotonic_ns() - start)

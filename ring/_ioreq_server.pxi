@@ -2,7 +2,6 @@
 cdef enum:
     ANSWERS = 64               # requests that are answered before others get their turn
     LINGER_NS = 10_000         # how long the next request is waited for: no longer than a turn of the loop would take
-    LINGER_PAUSE_NS = 1_000    # and how long without letting others have the core: a request may have given them work
 
 
 cdef class IoreqServer(IoreqWatch):
@@ -156,11 +155,15 @@ cdef class IoreqServer(IoreqWatch):
 
     cdef bint _linger(self, Upcall upcall) noexcept:
         """Whether a request comes soon."""
-        cdef int k
-        for k in range(16):                    # most come within less than it takes to ask a clock
-            if self._busy():
-                return True
+        cdef uint64_t until = 0
+        cdef int k = 0
+        while not self._busy():
             cpu_pause()
-        # Where somebody computes on this core, no longer than that, but with no yield, which would cost a time slice.
-        upcall._spin(self, LINGER_NS, True, LINGER_NS if monotonic_ns() < upcall.quiet_until else LINGER_PAUSE_NS)
-        return self._busy()
+            k += 1
+            if k & 15:
+                continue
+            if until == 0:
+                until = monotonic_ns() + LINGER_NS
+            if ld8(upcall.info + UPCALL_PENDING) or monotonic_ns() > until:
+                return False
+        return True
