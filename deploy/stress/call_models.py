@@ -188,7 +188,8 @@ class Keys:
     def step(self) -> None:
         """A random request, or several."""
         steps = (
-            self.write, self.write, self.read, self.read, self.remove, self.add, self.add, self.discard, self.turn, self.compare_events
+            self.write, self.write, self.read, self.read, self.remove, self.add, self.add, self.discard, self.turn,
+            self.compare_events,
         )
         self.chance.choice(steps)()
 
