@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import MiniguestError, XenstoreError
-from miniguest.ring.xenbus import forget_error, is_gone, read_state, step_state, write_error
+from miniguest.ring.xenbus import forget_error, is_gone, read_state, step_state, switch_state, write_error
 from miniguest.ring.xenstore import Transaction, Xenstore
 
 # What tells of a device that came or went: its domain's directory or its own, and the nodes that the toolstack writes last. The
@@ -30,7 +30,8 @@ class BackendDirectory:
     opened(domid, device, path): makes the device; what it raises is left in the device's `error` node. parted(domid): called when
     the last device of a domain was closed.
 
-    A device whose own state is Initialising was made (again) by the toolstack, for its backend never goes back there.
+    A device whose own state is Initialising was made (again) by the toolstack, for its backend never goes back there. One that is
+    `online` 0 and Closing is closed for good, and is Closed then, as libxl expects it.
     """
 
     def __init__(
@@ -70,16 +71,23 @@ class BackendDirectory:
 
     def _look(self, domid: int, device: int) -> None:
         key, path = (domid, device), f"{self._directory}/{domid}/{device}"
-        if key in self._devices and not self._is_same(path):
+        state = read_state(self._store, path)
+        leaving = state in (XenbusState.Closing, XenbusState.Closed) and self._is_offline(path)
+        if key in self._devices and (leaving or not self._is_same(path, state)):
             self._close(path, self._devices.pop(key))
             if not any(other == domid for other, _ in self._devices):
                 self._parted(domid)
-        if key not in self._devices and self._store.exists(f"{path}/frontend"):
+        if leaving:
+            switch_state(self._store, path, XenbusState.Closed)
+        elif key not in self._devices and self._store.exists(f"{path}/frontend"):
             self._store.retry(lambda nodes: self._open(nodes, domid, device, path))
 
-    def _is_same(self, path: str) -> bool:
-        """Whether the device there is neither gone nor made anew."""
-        state = read_state(self._store, path)
+    def _is_offline(self, path: str) -> bool:
+        """Whether the toolstack wants the device away for good, and waits for it to be Closed."""
+        return self._store.read_all([f"{path}/online"]) == [b"0"]
+
+    def _is_same(self, path: str, state: XenbusState) -> bool:
+        """Whether the device there, in this state, is neither gone nor made anew."""
         return state != XenbusState.Initialising and not is_gone(self._store, path, state)
 
     def _open(self, nodes: Transaction, domid: int, device: int, path: str) -> None:

@@ -15,7 +15,7 @@ from miniguest.ring.process import PR_SET_NAME, prctl
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Child:
     """A child process. exit_code is as in subprocess: -9 when signal 9 killed it; None while it runs."""
 
@@ -101,10 +101,14 @@ class Children:
 
     def forget(self, some: Iterable[Child]) -> None:
         """These ended, and were never here: neither they nor their logs."""
-        gone = set(map(id, some))
-        for child in (child for child in self.all if id(child) in gone):
+        gone = set(some)
+        self.remove_logs(gone)
+        self.all = [child for child in self.all if child not in gone]
+
+    def remove_logs(self, some: Iterable[Child]) -> None:
+        """The logs of these, which ended, go: another may have the name."""
+        for child in some:
             (self._logs / f"{child.name}.log").unlink(missing_ok=True)
-        self.all = [child for child in self.all if id(child) not in gone]
 
     @property
     def untold(self) -> bool:

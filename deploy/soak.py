@@ -6,6 +6,7 @@ from typing import Final
 
 from miniguest.deploy.stress.blk import pass_blocks
 from miniguest.deploy.stress.boots import boot
+from miniguest.deploy.stress.calls import call_and_store
 from miniguest.deploy.stress.events import ask_and_answer
 from miniguest.deploy.stress.exits import ask_and_halt
 from miniguest.deploy.stress.grants import map_and_unmap
@@ -34,6 +35,8 @@ PLAN: Final[tuple[tuple[str, Callable[[], object]], ...]] = (
     ("a million blocks, blkback killed 50 times", lambda: pass_blocks(1_000_000, "fifo", 128, 33, kills=50, seconds=WATCHDOG)),
     ("20 boots", lambda: boot(20, 60.0)),
     ("grants of six between three mappers, 200 killed", lambda: map_and_unmap(3, 2_000_000, 200, seed=13, seconds=WATCHDOG)),
+    ("200,000 hypercalls and xenstore requests, busy cores, 60 killed",
+     lambda: call_and_store(200_000, "zmq", 6, 60, 41, WATCHDOG, hogs=2)),
 )
 
 

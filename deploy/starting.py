@@ -36,7 +36,8 @@ START_SECONDS: Final = 30.0             # to be up, for one process on a busy ma
 
 @dataclass(slots=True)
 class Running:
-    """A guest and its processes. serial: where its serial line is: "stdio", or a path. told: the report of a removed one."""
+    """A guest and its processes. serial: where its serial line is: "stdio", or a path. told: the report of one
+    that was taken down."""
 
     guest: Guest
     serial: str

@@ -24,7 +24,9 @@ from miniguest.deploy.terminal import keys_as_typed
 from miniguest.deploy.topology import Guest, Topology, unpack_guests
 from miniguest.frontend import vcpu
 from miniguest.ring.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_watchdog
+from miniguest.ring.abi.xenbus import XenbusState
 from miniguest.ring.errors import HypercallError, UserError, XenstoreError
+from miniguest.ring.xenbus import read_state
 
 STOP_SECONDS: Final = 1.5               # for a mini-guest to get rid of its last output
 KILL_SECONDS: Final = 0.5               # for everybody, when something went wrong
@@ -72,25 +74,26 @@ class Supervisor(Starter):
 
     def add_guests(self, guests: tuple[Guest, ...]) -> list[Running]:
         """Make more guests, which were checked, while it runs: all of them or, with AskedInVain, none."""
-        before, first = self._topology, self._next_domid
-        self._topology = msgspec.structs.replace(before, guest=(*before.guest, *guests))
+        first, nr_children = self._next_domid, len(self._children.all)
+        self._topology = msgspec.structs.replace(self._topology, guest=(*self._topology.guest, *guests))
         try:
             for guest in guests:
                 self.add_guest(guest)
         except (StartFailed, HypercallError, XenstoreError, UserError, OSError) as error:
-            self._topology = before
-            self._unmake({guest.name for guest in guests}, first)
+            self._unmake(guests, first, self._children.all[nr_children:])
             raise AskedInVain(str(error)) from error
         return self._guests[-len(guests) :]
 
-    def _unmake(self, names: set[str], first: int) -> None:
-        """Take back these guests, whose domains are those from `first` on."""
-        mine = [child for child in self._children.all if child.name.rpartition("-")[0] in names]
+    def _unmake(self, guests: tuple[Guest, ...], first: int, mine: list[Child]) -> None:
+        """Take back these guests, whose domains are those from `first` on. mine: their processes."""
         self._children.stop([child for child in mine if child.exit_code is None], KILL_SECONDS)
         self._children.forget(mine)
-        self._guests = [running for running in self._guests if running.guest.name not in names]
+        self._guests = [running for running in self._guests if running.domid < first]
         for domid in range(first, self._next_domid, 2):
+            self._close_devices(domid + 1)
             self.toolstack.destroy_guest(self.store, domid, domid + 1)
+        for guest in guests:
+            self._strike(guest)
 
     def remove_guest(self, name: str) -> None:
         """Switch a guest off, as its power button would not: it has no say. UserError when no such guest runs."""
@@ -105,9 +108,7 @@ class Supervisor(Starter):
                 self._ended(child)
         if not running.ended:
             self._children.stop(running.vcpus, KILL_SECONDS)
-            self._release(running)
-        running.told = self._report(running)
-        self.toolstack.destroy_guest(self.store, running.domid, running.stub)
+            self._take_down(running)
 
     # -- watch
     def watch(self, timeout: float | None) -> report.RunResult:
@@ -139,19 +140,55 @@ class Supervisor(Starter):
     def _ended(self, child: Child) -> None:
         """A process ended: a vCPU with its guest, which is fine; any other, or one that was killed, ends everything."""
         guest = next((running for running in self._guests if child in running.vcpus), None)
+        if any(child is running.mini_guest and self._is_through(running) for running in self._guests):
+            return                      # its guest needs it no more
         if guest is None or child.exit_code not in ENDED:
             when = "" if self._desk else " while starting"
             raise ProcessDied(f"{child.name} {child.how()}{when}{self._last_words(child)}")
         if child.exit_code == vcpu.Ended.CRASH:
             print(f"miniguest: {child.name}{self._last_words(child)}", file=sys.stderr)
         self._progress(f"{child.name}: {ENDED[child.exit_code]}")
-        if guest.ended:
-            self._release(guest)
+        if guest.ended and not guest.told:
+            self._take_down(guest)
 
-    def _release(self, running: Running) -> None:
-        """A guest's vCPUs are gone: so are its mini-guest and its devices."""
+    @staticmethod
+    def _is_through(running: Running) -> bool:
+        """Whether a guest's vCPUs ended as vCPUs do."""
+        return all(child.exit_code in ENDED for child in running.vcpus)
+
+    def _take_down(self, running: Running) -> None:
+        """A guest's vCPUs are gone: so are then its mini-guest, its devices and both domains, and others may have its name."""
         self._children.stop([running.mini_guest], STOP_SECONDS)
-        self.toolstack.release_guest(self.store, running.domid, running.stub)
+        self._close_devices(running.stub)
+        running.told = self._report(running)        # made of what the backends said last, and of what goes now
+        self.toolstack.destroy_guest(self.store, running.domid, running.stub)
+        self._children.remove_logs([running.mini_guest, *running.vcpus])
+        self._strike(running.guest)
+
+    def _close_devices(self, stub: int) -> None:
+        """Have the backends let go of a mini-guest's devices: what it printed last is printed then, and its images are closed."""
+        still_open = set(self.toolstack.close_devices(self.store, stub))
+
+        def look(path: str) -> None:
+            if read_state(self.store, path.removesuffix("/state")) == XenbusState.Closed:
+                still_open.discard(path.removesuffix("/state"))
+
+        watches = [self.store.watch(f"{path}/state", look) for path in sorted(still_open)]
+        deadline = time.monotonic() + STOP_SECONDS
+        self.store.dispatch()
+        while still_open and time.monotonic() < deadline:
+            for child in self._children.wait(deadline - time.monotonic(), self.store.fileno()):
+                self._ended(child)
+            self.store.dispatch()
+        for watch in watches:
+            watch.cancel()
+        for path in sorted(still_open):
+            print(f"miniguest: {path}: its backend does not close it", file=sys.stderr)
+
+    def _strike(self, guest: Guest) -> None:
+        """It is in the topology no more: its name, its addresses and its files may be another's."""
+        left = tuple(other for other in self._topology.guest if other is not guest)
+        self._topology = msgspec.structs.replace(self._topology, guest=left)
 
     # -- askers
     def _asked_to_add(self, request: dict[str, Any]) -> dict[str, Any]:

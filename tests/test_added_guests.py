@@ -287,7 +287,7 @@ def test_another_guest_may_end_while_one_is_added(ground: tuple[Supervisor, Path
     while not old.ended:
         for child in supervisor._children.wait(30):
             supervisor._ended(child)
-    assert supervisor.store.directory("/local/domain/0/backend/vbd") == [str(new.stub)]
+    assert old.told and supervisor.store.directory("/local/domain/0/backend/vbd") == [str(new.stub)]
     assert not new.ended
     supervisor.remove_guest("new")
     assert new.told and new.told[0].ended == "poweroff"

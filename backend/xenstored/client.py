@@ -73,6 +73,11 @@ class Client:
         del self._transactions[tx_id]
         return change
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has watches, or transactions that are open."""
+        return bool(self._watches or self._transactions)
+
     def forget(self) -> None:
         """Drop its watches and transactions."""
         for watch in self._watches.values():

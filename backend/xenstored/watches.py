@@ -40,6 +40,11 @@ class Watches:
         self._by_path.setdefault(path, []).append(watch)
         return watch
 
+    @property
+    def paths(self) -> list[str]:
+        """Those that are watched."""
+        return list(self._by_path)
+
     def remove(self, watch: Watch) -> None:
         """Forget a watch that `add` returned."""
         here = self._by_path[watch.path]

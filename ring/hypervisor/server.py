@@ -38,6 +38,7 @@ class Server:
         self._socket.linger = 0
         self._epoll = select.epoll()            # where a hundred sleeping processes cost a request nothing
         self._deaths: dict[int, Callable[[], None]] = {}
+        self._buried: set[bytes] = set()        # connections of processes that died
         self._socket.bind(f"ipc://{socket_path(runtime)}")
         self._epoll.register(int(self._socket.get(zmq.FD)), select.EPOLLIN)
         self._watch(supervisor, self._orphaned)
@@ -91,20 +92,23 @@ class Server:
 
     def _serve(self) -> None:
         sender, empty, request = ([*self._socket.recv_multipart(), b"", b""])[:3]
-        self._socket.send_multipart([sender, empty, msgpack.packb(self.answer(request))])
+        # What a process asked just before it died may come after its burial: a port that nobody would close, or the end of
+        # one that is another's by now. (Not known to be its own is a connection that it made anew after a timeout.)
+        if sender not in self._buried:
+            self._socket.send_multipart([sender, empty, msgpack.packb(self.answer(request, sender))])
 
-    def answer(self, request: bytes) -> dict[str, Any]:
-        """The reply to one request, whatever its bytes say."""
+    def answer(self, request: bytes, sender: bytes = b"") -> dict[str, Any]:
+        """The reply to one request, whatever its bytes say. sender: its connection's routing id, which is never another's."""
         try:
             message = msgpack.unpackb(request)
             op, args = message["op"], message["args"]
             if op == MULTICALL:
-                return {"result": [self._outcome(each, with_) for each, with_ in args["calls"]]}
-            return self._outcome(op, args)
+                return {"result": [self._outcome(each, with_, sender) for each, with_ in args["calls"]]}
+            return self._outcome(op, args, sender)
         except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
             return {"error": "EINVAL", "message": str(error)}
 
-    def _outcome(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
+    def _outcome(self, op: str, args: dict[str, Any], sender: bytes) -> dict[str, Any]:
         """The reply to one call."""
         try:
             if op not in OPERATIONS:
@@ -113,7 +117,7 @@ class Server:
             result = getattr(self.operations, op)(**args)
             if op == "register":
                 pid = args["pid"]
-                self._watch(pid, lambda: self._bury(pid))
+                self._watch(pid, lambda: self._bury(pid, sender))
             return {"result": result}
         except HypercallError as error:
             return {"error": error.code, "message": error.message}
@@ -124,7 +128,8 @@ class Server:
         except OSError as error:
             return {"error": "EIO", "message": str(error)}
 
-    def _bury(self, pid: int) -> None:
+    def _bury(self, pid: int, sender: bytes) -> None:
+        self._buried.add(sender)
         for name in self.operations.bury(pid):
             log.info("%s (process %d) ended", name, pid)
 
