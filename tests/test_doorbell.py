@@ -169,7 +169,7 @@ def test_those_who_hang_up_leave_nothing(runtime: Path, context: Context) -> Non
     path = doorbell_path(runtime, 1, 7)
     doorbell = ZmqDoorbell(context, path)
     descriptors = nr_descriptors()
-    for said in (b"", b"\0", b"GET / HTTP/1.0\r\n\r\n", os.urandom(4096), b"\xff" * 100):
+    for said in (b"", b"\0", b"GET / HTTP/1.0\r\n\r\n", b"\xff" * 100):
         for _ in range(20):
             with socket.socket(socket.AF_UNIX) as caller:
                 caller.connect(str(path))
