@@ -1,7 +1,7 @@
 """A guest whose interrupts come through the I/O APIC: the timer on pin 2, the UART on pin 4 as a level, the 8259As on pin 0."""
 from pathlib import Path
 
-from guests import boot
+from guests import Ran, boot, run
 from test_guests import protected
 
 SYMMETRIC = """
@@ -121,8 +121,42 @@ intrs:  .long 0
 """
 
 
-def test_a_guest_in_symmetric_mode(tmp_path: Path) -> None:
-    ran = boot(tmp_path, protected(tmp_path, SYMMETRIC))
-    assert (ran.status, ran.guest["ended"]) == (0, "poweroff")
+TOPOLOGY = """
+[[guest]]
+name = "g"
+memory = 16
+disk = [{ image = "guest.img", vdev = "hda" }]
+"""
+REPLAY = TOPOLOGY + 'engine = "replay"\ntrace = "trace"\n'
+
+
+def check(ran: Ran) -> None:
+    assert (ran.status, ran.guest["ended"]) == (0, "poweroff"), ran.stderr
     assert ran.console.endswith("00170011T00008031UE")      # no remote IRR is left
-    assert any(row["device"] == "ioapic" for row in ran.guest["exits"]["rows"])
+
+
+def counted(ran: Ran) -> list[tuple[object, ...]]:
+    names = ("kind", "device", "address", "size", "exits", "elements")
+    return [tuple(row[name] for name in names) for row in ran.guest["exits"]["rows"]]
+
+
+def test_a_guest_in_symmetric_mode_and_its_recording(tmp_path: Path) -> None:
+    (tmp_path / "record.toml").write_text(TOPOLOGY)
+    (tmp_path / "replay.toml").write_text(REPLAY)
+    (tmp_path / "guest.img").write_bytes(protected(tmp_path, SYMMETRIC).ljust(1 << 20, b"\0"))
+    first = run(tmp_path, str(tmp_path / "record.toml"), "--record", str(tmp_path / "trace"), "--timeout", "60")
+    check(first)
+    assert {row[1] for row in counted(first)} >= {"ioapic", "lapic"}
+    again = run(tmp_path, str(tmp_path / "replay.toml"), "--timeout", "60")
+    check(again)
+    assert counted(again) == counted(first)
+
+
+def test_a_guest_in_symmetric_mode_in_real_and_in_virtual_time(tmp_path: Path) -> None:
+    program = protected(tmp_path, SYMMETRIC)
+    check(boot(tmp_path, program))
+    (tmp_path / "virtual.toml").write_text('clock = "virtual"' + TOPOLOGY)
+    one, other = (run(tmp_path, str(tmp_path / "virtual.toml"), "--timeout", "60") for _ in range(2))
+    check(one)
+    check(other)
+    assert counted(one) == counted(other)
