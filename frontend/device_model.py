@@ -72,7 +72,7 @@ class DeviceModel:
             self.path.unrung = 0
             self.path.channel = self._port.channel
         for line, level in self._lines.changes():
-            platform.pic.set_line(line, level)
+            platform.set_line(line, level)
         for vector in self._messages.take():
             platform.lapic.deliver(vector)
         modified = self._modified.take()

@@ -31,6 +31,7 @@ from miniguest.frontend.devices.post_port import PostPort
 from miniguest.frontend.devices.rtl8139 import Rtl8139
 from miniguest.frontend.devices.saved import StateError, load, save
 from miniguest.frontend.devices.uart import Uart
+from miniguest.frontend.interrupts.ioapic import IoApic
 from miniguest.frontend.interrupts.lapic import Lapic
 from miniguest.frontend.interrupts.pic import Pic
 from miniguest.frontend.interrupts.pit import Pit
@@ -91,6 +92,7 @@ MODELS: dict[str, tuple[Callable[[Clock], Any], int]] = {
     "ide": (ide, 9),
     "ide empty": (lambda clock: IdeChannel((None, None)), 9),
     "ide drive 1 alone": (lambda clock: IdeChannel((None, Disk(5))), 9),
+    "ioapic": (lambda clock: IoApic(Lapic(clock)), 4096),
     "lapic": (lambda clock: Lapic(clock), 4096),
     "ne2k_pci": (lambda clock: Ne2kPci(MAC, Memory(), Wire(), clock), 32),
     "option_rom": (lambda clock: OptionRom(bytes(range(256)) * 20), 8192),

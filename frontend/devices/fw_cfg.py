@@ -16,6 +16,7 @@ from miniguest.frontend.devices.regmap import RegMap
 
 SIGNATURE, ID, UUID, RAM_SIZE, NOGRAPHIC, NB_CPUS, BOOT_MENU, MAX_CPUS, DIRECTORY = 0, 1, 2, 3, 4, 5, 0xE, 0xF, 0x19
 FIRST_FILE = 0x20
+IRQ0_OVERRIDE = 0x8002  # of the x86's own items
 DMA_ERROR, DMA_READ, DMA_SKIP, DMA_SELECT, DMA_WRITE = 1, 2, 4, 8, 16
 ID_TRADITIONAL, ID_DMA = 1, 2
 CHUNK = 1 << 16

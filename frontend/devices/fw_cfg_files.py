@@ -12,7 +12,7 @@ E820_RAM = 1
 
 
 def pc_items(memory_bytes: int, vcpus: int = 1) -> dict[int, bytes]:
-    """Items by key: RAM size, processors, no graphics, no boot menu."""
+    """Items by key: RAM size, processors, no graphics, no boot menu; the timer is on the I/O APIC's pin 2."""
     return {
         fw_cfg.UUID: bytes(16),
         fw_cfg.RAM_SIZE: struct.pack("<Q", memory_bytes),
@@ -20,6 +20,7 @@ def pc_items(memory_bytes: int, vcpus: int = 1) -> dict[int, bytes]:
         fw_cfg.NB_CPUS: struct.pack("<H", vcpus),
         fw_cfg.BOOT_MENU: struct.pack("<H", 0),
         fw_cfg.MAX_CPUS: struct.pack("<H", vcpus),
+        fw_cfg.IRQ0_OVERRIDE: struct.pack("<I", 1),
     }
 
 

@@ -25,7 +25,7 @@ class LapicCore(Model):
     """Interrupts by priority for one vCPU.
 
     `nmi` is called when an LVT entry or an IPI to self asks for an NMI; `broadcast_eoi(vector)` when a level
-    triggered interrupt ends (an I/O APIC would listen). `base_msr` is IA32_APIC_BASE as RDMSR shows it.
+    triggered interrupt ends (the I/O APIC listens). `base_msr` is IA32_APIC_BASE as RDMSR shows it.
     """
 
     @dataclass(slots=True)
@@ -106,16 +106,27 @@ class LapicCore(Model):
         s.isr |= bit
         return vector
 
-    def deliver(self, vector: int, level: bool = False) -> None:
-        """A fixed interrupt from outside (I/O APIC, MSI) or inside. Vectors below 16 are illegal."""
+    def deliver(self, vector: int, level: bool = False) -> bool:
+        """A fixed interrupt from outside (I/O APIC, MSI) or inside; whether it is accepted. Vectors below 16 are illegal."""
         s = self.state
         if not s.svr & SVR_ENABLE or not self.enabled:
-            return
+            return False
         if vector < 16:
             self._error(RECEIVE_ILLEGAL)
-            return
+            return False
         s.irr |= 1 << vector
         s.tmr = s.tmr | 1 << vector if level else s.tmr & ~(1 << vector)
+        return True
+
+    def is_meant(self, target: int, logical: bool) -> bool:
+        """Whether a message's destination, 8 bits, includes this processor."""
+        s = self.state
+        if not logical:
+            return target in (s.id, 0xFF)
+        mine = s.ldr >> 24
+        if s.dfr >> 28 == 0xF:
+            return bool(target & mine)
+        return target >> 4 in (mine >> 4, 15) and bool(target & mine & 15)
 
     def set_pin(self, pin: int, level: bool) -> None:
         """Drive LINT0 or LINT1. ExtINT is not an edge here: see `accepts_extint`."""
@@ -177,13 +188,7 @@ class LapicCore(Model):
         shorthand = s.icr_low >> 18 & 3
         if shorthand:
             return shorthand != 3
-        target = s.icr_high >> 24
-        if not s.icr_low & 0x800:
-            return target in (s.id, 0xFF)
-        mine = s.ldr >> 24
-        if s.dfr >> 28 == 0xF:
-            return bool(target & mine)
-        return target >> 4 in (mine >> 4, 15) and bool(target & mine & 15)
+        return self.is_meant(s.icr_high >> 24, bool(s.icr_low & 0x800))
 
     def _send(self) -> None:
         """The ICR was written: deliver to this processor if it is meant, else drop."""
