@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from miniguest.frontend.bus import MEMORY, PORT, Attached, Bus, InterruptLines
+from miniguest.frontend.devices.acpi_hotplug import AcpiHotplug
 from miniguest.frontend.devices.acpi_pm import AcpiPm, Apm
 from miniguest.frontend.devices.busmaster import BusMaster
 from miniguest.frontend.devices.cmos import Cmos, cmos_map
@@ -65,7 +66,7 @@ class Pc:
         self._windows: dict[tuple[PciFunction, int, str], list[tuple[Attached, Device | None, int, int]]] = {}
         self._placed: dict[tuple[PciFunction, int, str], list[tuple[int, int]]] = {}
         self._isa(around, memory_bytes, vcpus, disks)
-        self._pci(around)
+        self._pci(around, vcpus)
         self._ide(around, disks)
         self._cards(around, cards)
 
@@ -99,7 +100,7 @@ class Pc:
             self._around.bus.attach(PORT, start, count, attached, window, buffered=buffered)
 
     # -- PCI
-    def _pci(self, around: Surroundings) -> None:
+    def _pci(self, around: Surroundings, vcpus: int) -> None:
         self.pci = PciBus(around.reset)
         self.piix3 = Piix3Isa(lambda line, level: around.lines.drive(line, "pci", level))
         self.piix3_ide = Piix3Ide(self._mapping_changed)
@@ -112,8 +113,9 @@ class Pc:
         acpi = AcpiPm(around.clock, around.power_off)
         attached = self._add("acpi", acpi, (9, acpi.irq))
         self._windows[self.piix4_pm, PM_INDEX, "io"] = [(attached, None, 0, 64)]
-        apm = Apm(acpi)
+        apm, hotplug = Apm(acpi), AcpiHotplug(vcpus)
         self._place(self._add("apm", apm), apm.ports)
+        self._place(self._add("hotplug", hotplug), hotplug.ports)
 
     def _mapping_changed(self, function: PciFunction, index: int, kind: str, base: int | None, size: int) -> None:
         """A function's range is decoded from now on (at `base`), or no longer."""

@@ -9,6 +9,7 @@ from cards import MAC, RAM, Clock, Memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from miniguest.frontend.devices.acpi_hotplug import AcpiHotplug
 from miniguest.frontend.devices.acpi_pm import AcpiPm, Apm
 from miniguest.frontend.devices.busmaster import BusMaster
 from miniguest.frontend.devices.cmos import Cmos, cmos_map
@@ -103,6 +104,7 @@ MODELS: dict[str, tuple[Callable[[Clock], Any], int]] = {
     "piix4_pm": (lambda clock: Piix4Pm(), 256),
     "pit": (lambda clock: Pit(clock), 5),
     "port92": (lambda clock: Port92(), 1),
+    "acpi_hotplug": (lambda clock: AcpiHotplug(3), 56),
     "post_port": (lambda clock: PostPort(), 1),
     "rtl8139": (lambda clock: Rtl8139(MAC, Memory(), Wire(), clock), 256),
     "uart": (lambda clock: Uart(lambda data: None, clock), 8),
